@@ -1,0 +1,1 @@
+"""Integer probabilities in, bits out. Knows no models, no tokens, no files."""

@@ -1,0 +1,1 @@
+"""The container: headers, segments, index, checksums, limits. Knows no probabilities and no models."""

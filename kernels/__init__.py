@@ -1,0 +1,1 @@
+"""Exact integer arithmetic: several implementations of each kernel, one result."""

@@ -1,0 +1,1 @@
+"""From the past of a stream to the next integer distribution."""
