@@ -4,11 +4,10 @@ Knows the file layout (versions 2 and 3, little-endian), the block formats of gg
 hostile: nothing is allocated because a header asks for it, and everything malformed becomes one `ModelError`.
 Knows nothing of what the tensors mean, of where the file came from, or of the exact integer model.
 
-Dequantising gives the same bits on every machine. It is elementwise: one multiplication, or one multiplication
-and one addition, per step, each a numpy call of its own, so nothing can be contracted or reordered. Scales are
-finite half floats (at least 2^-24) and the quants small integers, so no intermediate result can overflow or be
-subnormal, and a flush-to-zero mode that another library may have left switched on does not matter either. F32
-and BF16 are bit copies.
+Dequantising gives the same bits on every machine. It is elementwise: every multiplication and every addition
+is a numpy call of its own, so nothing can be contracted or reordered. Scales are finite half floats (at least
+2^-24) and quants small integers, so no intermediate result can overflow or be subnormal, and a flush-to-zero
+mode that another library may have left switched on does not matter either. F32 and BF16 are bit copies.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ class _Layout(NamedTuple):
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of a file. `shape` is in numpy order (rows first), `data` the raw bytes: uint8, 1-D, mapped."""
+    """One tensor of a file. `shape` is in numpy order (rows first); `data`: raw bytes, uint8, 1-D, mapped."""
 
     name: str
     shape: tuple[int, ...]
@@ -69,7 +68,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class GGUFFile:
-    """What `read_gguf` found. Numeric arrays in `metadata` are numpy arrays, arrays of strings lists of str."""
+    """What `read_gguf` found. In `metadata`, arrays of numbers are numpy arrays, arrays of strings lists."""
 
     path: Path
     version: int
@@ -84,7 +83,7 @@ class GGUFFile:
         return value
 
     def number(self, key: str) -> float:
-        """The number stored under `key`, as a float. Raises ModelError when it is missing or something else."""
+        """The number stored under `key`, as a float. Raises ModelError when it is missing or not one."""
         value = self.metadata.get(key)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ModelError(f"{self.path}: metadata key {key!r} is missing or not a number")
@@ -117,7 +116,7 @@ class _Cursor:
 
     def __init__(self, path: Path, data: Bytes) -> None:
         self.path = path
-        self.view = memoryview(data)
+        self.view = memoryview(data)  # type: ignore[arg-type]  # numpy's stubs hide its buffer interface
         self.pos = 0
 
     def fail(self, cause: str) -> ModelError:
@@ -238,7 +237,7 @@ def read_gguf(path: str | Path) -> GGUFFile:
 
 def _read_preamble(cursor: _Cursor) -> tuple[int, int, int]:
     """Magic, version and the two counts: (version, tensors, keys)."""
-    if cursor.take(4, "its magic") != b"GGUF":
+    if bytes(cursor.take(4, "its magic")) != b"GGUF":
         raise cursor.fail("it does not begin with the bytes GGUF")
     version = cursor.u32("its version")
     if version in (2 << 24, 3 << 24):
@@ -280,7 +279,7 @@ def dequantise(tensor: Tensor) -> Floats:
         raise ModelError(f"tensor {tensor.name!r} has type {tensor.ggml_type}, which nacz cannot read")
     out = np.empty(tensor.shape, dtype=np.float32)
     if out.size % layout.values or tensor.data.size != out.size // layout.values * layout.size:
-        raise ModelError(f"tensor {tensor.name!r}: {tensor.data.size} bytes do not fit its shape {tensor.shape}")
+        raise ModelError(f"tensor {tensor.name!r}: {tensor.data.size} bytes do not fill {tensor.shape}")
     flat = out.reshape(-1, layout.values)
     blocks = tensor.data.reshape(-1, layout.size)
     step = max(1, (1 << 17) // layout.values)  # small pieces keep the temporaries in the cache
@@ -385,7 +384,8 @@ def _q5_k(blocks: Bytes) -> Floats:
     packed = blocks[:, 48:].reshape(-1, 4, 1, 32)
     quants = np.concatenate([packed & 15, packed >> 4], axis=2).reshape(-1, 8, 32)
     # Bit g of the byte for column j is the fifth bit of value j of group g.
-    fifth = (blocks[:, 16:48].reshape(-1, 1, 32) >> np.arange(8, dtype=np.uint8).reshape(1, 8, 1)) & np.uint8(1)
+    groups = np.arange(8, dtype=np.uint8).reshape(1, 8, 1)
+    fifth = (blocks[:, 16:48].reshape(-1, 1, 32) >> groups) & np.uint8(1)
     return _affine_k(blocks, quants | (fifth << np.uint8(4)))
 
 
