@@ -57,7 +57,7 @@ def max_encoded_size(n_symbols: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _carry(out: U8Array, size: int) -> None:
+def _carry(out: U8Array, size: np.int64) -> None:
     """Add one to the number whose big-endian digits are `out[:size]`."""
     at = size - 1
     while out[at] == 255:
@@ -101,7 +101,7 @@ def encode_step(state: U64Array, out: U8Array, cum: int, freq: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def encoder_finish(state: U64Array, out: U8Array) -> int:
+def encoder_finish(state: U64Array, out: U8Array) -> np.int64:
     """Write the end to `out` (one free byte) and return the size of the whole stream in bytes."""
     low = state[_LOW]
     size = np.int64(state[_SIZE])
