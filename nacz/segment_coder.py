@@ -1,0 +1,205 @@
+"""What the codec asks of a predictor: one segment of bytes to parameters and payload, and back.
+
+Holds the protocol, the options that choose and shape a predictor, and the table of predictors by id. A
+predictor's module is imported when it is first needed. Knows that predictors exist and how they are called;
+does not know how they predict, nor the container.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from nacz.errors import CorruptDataError, UnsupportedVersionError, UsageError
+from nacz.formats.records import ModelIdentity
+
+STORED = 0
+BYTE_MODEL = 1
+LANGUAGE_MODEL = 2
+
+DEFAULT_LEVEL = 6
+MIN_LEVEL = 1
+MAX_LEVEL = 9
+LAST_LEVEL_WITHOUT_WEIGHTS = 3
+
+__all__ = [
+    "BYTE_MODEL",
+    "DEFAULT_LEVEL",
+    "LANGUAGE_MODEL",
+    "MAX_LEVEL",
+    "MIN_LEVEL",
+    "STORED",
+    "CodecOptions",
+    "ModelIdentity",
+    "SegmentCoder",
+    "SegmentProgress",
+    "make_coder",
+    "predictor_name",
+    "register_predictor",
+]
+
+# Called with counts inside the segment: plain bytes done, coded bytes so far, tokens done (0 if there are
+# none). May raise to cancel, so a coder must not swallow what it raises.
+SegmentProgress = Callable[[int, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class CodecOptions:
+    """What a caller may choose. Everything here that changes a result must end in the archive.
+
+    level         1 to 9; 1 to 3 need no weights
+    model         name or path of the language model; "none" for a predictor without weights; None for the
+                  default when compressing and for the one that the archive names when decompressing
+    window        tokens of context, None for the level's choice
+    lanes         streams per segment, None for the choice by size and level
+    segment_size  plain bytes per segment, None for the predictor's choice
+    offline       never fetch weights
+    """
+
+    level: int = DEFAULT_LEVEL
+    model: str | None = None
+    window: int | None = None
+    lanes: int | None = None
+    segment_size: int | None = None
+    offline: bool = False
+
+    def __post_init__(self) -> None:
+        if not MIN_LEVEL <= self.level <= MAX_LEVEL:
+            raise UsageError(f"level must be {MIN_LEVEL} to {MAX_LEVEL}: {self.level}")
+        for name in ("window", "lanes", "segment_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name.replace('_', ' ')} must be at least 1: {value}")
+
+    @property
+    def predictor(self) -> int:
+        """Id of the predictor that these options choose for compression."""
+        if self.model == "none" or (self.model is None and self.level <= LAST_LEVEL_WITHOUT_WEIGHTS):
+            return BYTE_MODEL
+        return LANGUAGE_MODEL
+
+
+class SegmentCoder(Protocol):
+    """One predictor, ready to code segments. Made once per file with `Coder(options)`.
+
+    `predictor_id`          the id in the archive
+    `default_segment_size`  plain bytes per segment when the caller does not say
+    `needs_model`           whether `model_identity` must be recorded and compared
+    Segments are independent: nothing may be carried from one call to the next that changes a result. The
+    result is a function of data, options and model only, never of `threads` or of the machine.
+    """
+
+    predictor_id: int
+    default_segment_size: int
+    needs_model: bool
+
+    def model_identity(self) -> ModelIdentity | None:
+        """Return the identity of the model, loading it if need be; None for a predictor without a model.
+
+        Raises ModelMissingError and ModelMismatchError.
+        """
+        ...
+
+    def encode(
+        self, data: bytes, *, options: CodecOptions, threads: int, progress: SegmentProgress | None
+    ) -> tuple[bytes, bytes]:
+        """Return (params, payload) for 1 to 2^28 bytes; `params` holds all that `decode` needs to know."""
+        ...
+
+    def decode(
+        self,
+        params: bytes,
+        payload: bytes,
+        plain_size: int,
+        *,
+        threads: int,
+        progress: SegmentProgress | None,
+    ) -> bytes:
+        """Return the `plain_size` bytes. Both `params` and `payload` may come from an enemy.
+
+        Raises CorruptDataError for anything that `encode` does not write, and never allocates more than a
+        constant and a small multiple of `plain_size`.
+        """
+        ...
+
+
+CoderFactory = Callable[[CodecOptions], SegmentCoder]
+
+
+class StoredCoder:
+    """Keeps the bytes as they are: the floor below every other predictor."""
+
+    predictor_id = STORED
+    default_segment_size = 1 << 24
+    needs_model = False
+
+    def __init__(self, options: CodecOptions) -> None:
+        pass
+
+    def model_identity(self) -> None:
+        return None
+
+    def encode(
+        self, data: bytes, *, options: CodecOptions, threads: int, progress: SegmentProgress | None
+    ) -> tuple[bytes, bytes]:
+        return b"", data
+
+    def decode(
+        self,
+        params: bytes,
+        payload: bytes,
+        plain_size: int,
+        *,
+        threads: int,
+        progress: SegmentProgress | None,
+    ) -> bytes:
+        if params or len(payload) != plain_size:
+            raise CorruptDataError("a stored segment must hold its plain bytes and nothing else")
+        return payload
+
+
+_NAMES = {STORED: "stored", BYTE_MODEL: "byte model", LANGUAGE_MODEL: "language model"}
+_factories: dict[int, CoderFactory | str] = {
+    STORED: StoredCoder,
+    BYTE_MODEL: "nacz.predictors.bytemodel:ByteModelCoder",
+    LANGUAGE_MODEL: "nacz.predictors.language_model:LanguageModelCoder",
+}
+
+
+def register_predictor(predictor_id: int, factory: CoderFactory | str | None, name: str = "") -> None:
+    """Add or replace a predictor: a callable on CodecOptions, or "module:attribute" to import when needed.
+
+    None removes it. Archives name predictors by number only, so whoever adds one owns its future.
+    """
+    if factory is None:
+        _factories.pop(predictor_id, None)
+        return
+    _factories[predictor_id] = factory
+    if name:
+        _NAMES[predictor_id] = name
+
+
+def predictor_name(predictor_id: int) -> str:
+    """Return a short name for people."""
+    return _NAMES.get(predictor_id, f"predictor {predictor_id}")
+
+
+def make_coder(predictor_id: int, options: CodecOptions) -> SegmentCoder:
+    """Return a coder for the predictor.
+
+    Raises UnsupportedVersionError for an id that this release does not know, and UsageError for one that this
+    installation lacks.
+    """
+    factory = _factories.get(predictor_id)
+    if factory is None:
+        raise UnsupportedVersionError(f"the archive uses a predictor unknown to this release: {predictor_id}")
+    if isinstance(factory, str):
+        module_name, _, attribute = factory.partition(":")
+        if importlib.util.find_spec(module_name) is None:
+            raise UsageError(f"this installation has no {predictor_name(predictor_id)}")
+        loaded: CoderFactory = getattr(importlib.import_module(module_name), attribute)
+        _factories[predictor_id] = factory = loaded
+    return factory(options)
