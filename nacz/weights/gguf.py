@@ -5,9 +5,10 @@ hostile: nothing is allocated because a header asks for it, and everything malfo
 Knows nothing of what the tensors mean, of where the file came from, or of the exact integer model.
 
 Dequantising gives the same bits on every machine. It is elementwise: every multiplication and every addition
-is a numpy call of its own, so nothing can be contracted or reordered. Scales are finite half floats (at least
-2^-24) and quants small integers, so no intermediate result can overflow or be subnormal, and a flush-to-zero
-mode that another library may have left switched on does not matter either. F32 and BF16 are bit copies.
+is a numpy call of its own, so nothing can be contracted or reordered. Scales are finite half floats (11
+significant bits, at least 2^-24) and quants small integers: every product fits the 24 bits of a float32, so
+at most the last addition rounds, and nothing overflows or is subnormal, whatever flush-to-zero mode another
+library has left switched on. F32 and BF16 are bit copies.
 """
 
 from __future__ import annotations
