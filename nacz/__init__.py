@@ -1,5 +1,97 @@
-"""nacz: a neural lossless compressor whose archives decode bit for bit on any machine."""
+"""nacz: a neural lossless compressor whose archives decode bit for bit on any machine.
+
+    import nacz
+    archive = nacz.compress(b"some text " * 100)
+    assert nacz.decompress(archive) == b"some text " * 100
+
+Nothing heavy is imported before it is used, so that a command line that only prints its version starts fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
 
 from nacz._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from nacz.codec import (
+        MemberInfo,
+        Totals,
+        archive_info,
+        compress,
+        compress_stream,
+        decompress,
+        decompress_stream,
+    )
+    from nacz.errors import (
+        CorruptDataError,
+        InternalError,
+        LimitError,
+        ModelError,
+        ModelMismatchError,
+        ModelMissingError,
+        NaczError,
+        OutputExistsError,
+        UnsupportedVersionError,
+        UsageError,
+    )
+    from nacz.progress import Progress
+    from nacz.segment_coder import CodecOptions
+
+__all__ = [
+    "CodecOptions",
+    "CorruptDataError",
+    "InternalError",
+    "LimitError",
+    "MemberInfo",
+    "ModelError",
+    "ModelMismatchError",
+    "ModelMissingError",
+    "NaczError",
+    "OutputExistsError",
+    "Progress",
+    "Totals",
+    "UnsupportedVersionError",
+    "UsageError",
+    "__version__",
+    "archive_info",
+    "compress",
+    "compress_stream",
+    "decompress",
+    "decompress_stream",
+]
+
+_HOME = {
+    "CodecOptions": "nacz.segment_coder",
+    "CorruptDataError": "nacz.errors",
+    "InternalError": "nacz.errors",
+    "LimitError": "nacz.errors",
+    "MemberInfo": "nacz.codec",
+    "ModelError": "nacz.errors",
+    "ModelMismatchError": "nacz.errors",
+    "ModelMissingError": "nacz.errors",
+    "NaczError": "nacz.errors",
+    "OutputExistsError": "nacz.errors",
+    "Progress": "nacz.progress",
+    "Totals": "nacz.codec",
+    "UnsupportedVersionError": "nacz.errors",
+    "UsageError": "nacz.errors",
+    "archive_info": "nacz.codec",
+    "compress": "nacz.codec",
+    "compress_stream": "nacz.codec",
+    "decompress": "nacz.codec",
+    "decompress_stream": "nacz.codec",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'nacz' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,97 @@
+"""A small predictor for tests: adaptive byte counts and the range coder, nothing to download, exact.
+
+Registered by tests under ids that no release uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from nacz import segment_coder
+from nacz.coder import range_coder as rc
+from nacz.coder.cdf import cdf_from_weights, find_symbol
+from nacz.errors import CorruptDataError, ModelMissingError
+from nacz.segment_coder import CodecOptions, ModelIdentity, SegmentProgress
+
+ORDER0 = 100
+ORDER0_WITH_MODEL = 101
+IDENTITY = ModelIdentity("order0-test", b"weights8", b"tok4", 1)
+
+
+class Order0Coder:
+    predictor_id = ORDER0
+    default_segment_size = 4096
+    needs_model = False
+
+    def __init__(self, options: CodecOptions) -> None:
+        self.options = options
+
+    def model_identity(self) -> ModelIdentity | None:
+        return None
+
+    def encode(
+        self, data: bytes, *, options: CodecOptions, threads: int, progress: SegmentProgress | None
+    ) -> tuple[bytes, bytes]:
+        weights, cdf = np.ones(256, np.uint32), np.empty(257, np.uint32)
+        encoder = rc.RangeEncoder()
+        for i, symbol in enumerate(data):
+            cdf_from_weights(weights, cdf)
+            encoder.encode(cdf[symbol], cdf[symbol + 1] - cdf[symbol])
+            weights[symbol] += 24
+            if progress is not None:
+                progress(i + 1, encoder.size, i + 1)
+        return bytes([24]), encoder.finish()
+
+    def decode(
+        self,
+        params: bytes,
+        payload: bytes,
+        plain_size: int,
+        *,
+        threads: int,
+        progress: SegmentProgress | None,
+    ) -> bytes:
+        if params != bytes([24]):
+            raise CorruptDataError("unknown parameters")
+        weights, cdf = np.ones(256, np.uint32), np.empty(257, np.uint32)
+        decoder = rc.RangeDecoder(payload)
+        plain = bytearray()
+        for i in range(plain_size):
+            cdf_from_weights(weights, cdf)
+            symbol = find_symbol(cdf, decoder.target())
+            decoder.advance(int(cdf[symbol]), int(cdf[symbol + 1] - cdf[symbol]))
+            plain.append(symbol)
+            weights[symbol] += 24
+            if progress is not None:
+                progress(i + 1, 0, i + 1)
+        if not decoder.consistent():
+            raise CorruptDataError("the coded stream does not end where it should")
+        return bytes(plain)
+
+
+class Order0ModelCoder(Order0Coder):
+    """The same with a model to name; `identity` and `missing` are what tests turn."""
+
+    predictor_id = ORDER0_WITH_MODEL
+    needs_model = True
+    identity = IDENTITY
+    missing = False
+
+    def model_identity(self) -> ModelIdentity | None:
+        if self.missing:
+            raise ModelMissingError("weights of `order0-test` are not on this machine")
+        return self.identity
+
+
+@contextmanager
+def as_predictor(predictor_id: int, factory: object) -> Iterator[None]:
+    """Let `factory` stand for a predictor for a while, for example for the byte model."""
+    before = segment_coder._factories.get(predictor_id)
+    segment_coder.register_predictor(predictor_id, factory)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        segment_coder.register_predictor(predictor_id, before)
