@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nacz.errors import ModelError, ModelMissingError
+from nacz.weights.fetch import ensure_gguf
 from nacz.weights.gguf import Tensor, dequantise, read_gguf
 
 # -- writing tiny files ----------------------------------------------------------------------------
@@ -306,3 +308,14 @@ def test_files_that_are_not_there_or_not_files(tmp_path: Path) -> None:
         read_gguf(tmp_path / "nothing.gguf")
     with pytest.raises(ModelError, match="cannot be read|not a usable"):
         read_gguf(tmp_path)
+
+
+@pytest.mark.weights
+def test_the_real_weights_are_the_same_bits_everywhere() -> None:
+    found = read_gguf(ensure_gguf())
+    assert len(found.tensors) == 272 and found.text("general.architecture") == "llama"
+    assert found.tensor("token_embd.weight").type_name == "Q8_0"
+    digest = hashlib.sha256()
+    for tensor in found.tensors.values():
+        digest.update(dequantise(tensor).astype("<f4").tobytes())
+    assert digest.hexdigest() == "1034100613c22abd3cc047d99b02ed7a8d419bc245f4cf54a4736c5f699ba569"

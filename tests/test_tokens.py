@@ -94,7 +94,7 @@ WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\
 
 
 def slow_encode(text: str) -> list[int]:
-    """Byte-level BPE from its definition, for ASCII: split into words, merge the best pair until none is left."""
+    """Byte-level BPE from its definition, for ASCII: words, then the best pair merged until none is left."""
     found = metadata()
     ids = {string: i for i, string in enumerate(found["tokenizer.ggml.tokens"])}
     ranks = {tuple(merge.split(" ")): rank for rank, merge in enumerate(found["tokenizer.ggml.merges"])}
