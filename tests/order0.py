@@ -1,6 +1,6 @@
 """A small predictor for tests: adaptive byte counts and the range coder, nothing to download, exact.
 
-Registered by tests under ids that no release uses.
+Tests let it stand for the byte model and, with an identity to compare, for the language model.
 """
 
 from __future__ import annotations
@@ -9,20 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-
-from nacz import segment_coder
 from nacz.coder import range_coder as rc
 from nacz.coder.cdf import cdf_from_weights, find_symbol
-from nacz.errors import CorruptDataError, ModelMissingError
-from nacz.segment_coder import CodecOptions, ModelIdentity, SegmentProgress
 
-ORDER0 = 100
-ORDER0_WITH_MODEL = 101
+from nacz import segment_coder
+from nacz.errors import CorruptDataError, ModelMissingError
+from nacz.segment_coder import BYTE_MODEL, LANGUAGE_MODEL, CodecOptions, ModelIdentity, SegmentProgress
+
 IDENTITY = ModelIdentity("order0-test", b"weights8", b"tok4", 1)
 
 
 class Order0Coder:
-    predictor_id = ORDER0
+    predictor_id = BYTE_MODEL
     default_segment_size = 4096
     needs_model = False
 
@@ -75,7 +73,7 @@ class Order0Coder:
 class Order0ModelCoder(Order0Coder):
     """The same with a model to name; `identity` and `missing` are what tests turn."""
 
-    predictor_id = ORDER0_WITH_MODEL
+    predictor_id = LANGUAGE_MODEL
     needs_model = True
     identity = IDENTITY
     missing = False
@@ -87,11 +85,17 @@ class Order0ModelCoder(Order0Coder):
 
 
 @contextmanager
-def as_predictor(predictor_id: int, factory: object) -> Iterator[None]:
-    """Let `factory` stand for a predictor for a while, for example for the byte model."""
-    before = segment_coder._factories.get(predictor_id)
-    segment_coder.register_predictor(predictor_id, factory)  # type: ignore[arg-type]
+def installed() -> Iterator[None]:
+    """Let the two stand for the byte model and the language model for a while."""
+    before = dict(segment_coder._factories)
+    install()
     try:
         yield
     finally:
-        segment_coder.register_predictor(predictor_id, before)
+        segment_coder._factories.clear()
+        segment_coder._factories.update(before)
+
+
+def install() -> None:
+    segment_coder.register_predictor(BYTE_MODEL, Order0Coder)
+    segment_coder.register_predictor(LANGUAGE_MODEL, Order0ModelCoder)

@@ -1,0 +1,400 @@
+"""The container: records as values and bytes, limits before allocation, and damage of every kind.
+
+Run with `pytest tests/test_container.py`. Uses stored segments and the order-0 test predictor, no weights.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import tracemalloc
+import zlib
+from collections.abc import Iterator
+
+import pytest
+import xxhash
+from hypothesis import given
+from hypothesis import strategies as st
+from nacz.formats import records
+from nacz.formats.index import read_last_end
+from nacz.formats.reader import ArchiveReader
+from nacz.formats.records import (
+    MAGIC,
+    MAX_SEGMENT_PLAIN,
+    EndRecord,
+    IndexEntry,
+    MemberHeader,
+    ModelIdentity,
+    SegmentHeader,
+)
+from nacz.formats.varint import MAX_VARINT, decode_varint, encode_varint
+from nacz.formats.writer import MemberWriter
+from order0 import IDENTITY, installed
+
+import nacz
+from nacz.errors import CorruptDataError, UnsupportedVersionError
+
+TEXT = b"It was the best of times, it was the worst of times. " * 12
+
+
+@pytest.fixture(autouse=True)
+def _order0() -> Iterator[None]:
+    with installed():
+        yield
+
+
+def stored(plain: bytes) -> SegmentHeader:
+    return SegmentHeader(
+        0, 0, b"", len(plain), len(plain), zlib.crc32(plain), xxhash.xxh3_64_intdigest(plain)
+    )
+
+
+def member(*segments: bytes, header: MemberHeader | None = None) -> bytes:
+    out = io.BytesIO()
+    writer = MemberWriter(out, header or MemberHeader())
+    for plain in segments:
+        writer.segment(stored(plain), plain)
+    writer.finish(xxhash.xxh3_64_intdigest(b"".join(segments)))
+    return out.getvalue()
+
+
+def sealed(start: bytes, body: bytes) -> bytes:
+    """Put length and checksum to a hand-made record."""
+    record = start + encode_varint(len(body)) + body
+    return record + zlib.crc32(record).to_bytes(4, "little")
+
+
+def header_bytes(body: bytes = b"\0", version: int = 0) -> bytes:
+    return sealed(MAGIC + bytes([version]), body)
+
+
+# Numbers
+
+
+@given(st.integers(0, MAX_VARINT))
+def test_varint_round_trip(value: int) -> None:
+    encoded = encode_varint(value)
+    assert decode_varint(b"x" + encoded + b"y", 1, "it") == (value, 1 + len(encoded))
+
+
+@pytest.mark.parametrize(
+    "bad", [b"", b"\x80", b"\xff" * 9, b"\x80\x00", b"\x81\x80\x00", b"\x80" * 9 + b"\x01"]
+)
+def test_bad_varints(bad: bytes) -> None:
+    with pytest.raises(CorruptDataError):
+        decode_varint(bad, 0, "it")
+
+
+@pytest.mark.parametrize("value", [-1, MAX_VARINT + 1])
+def test_numbers_out_of_range(value: int) -> None:
+    with pytest.raises(ValueError):
+        encode_varint(value)
+
+
+# Records
+
+identities = st.builds(
+    ModelIdentity,
+    st.from_regex(r"(?:[a-z0-9][a-z0-9._-]{0,63})?", fullmatch=True),
+    st.binary(min_size=8, max_size=8),
+    st.binary(min_size=4, max_size=4),
+    st.integers(0, MAX_VARINT),
+)
+
+
+@given(st.lists(identities, max_size=4), st.dictionaries(st.integers(1, 1 << 40), st.binary(max_size=20)))
+def test_member_header_round_trip(models: list[ModelIdentity], extras: dict[int, bytes]) -> None:
+    header = MemberHeader(tuple(models), tuple((2 * kind, extras[kind]) for kind in sorted(extras)))
+    archive = ArchiveReader(io.BytesIO(header.encode()))
+    assert archive.next_member() == header
+
+
+@given(st.data())
+def test_segment_header_round_trip(data: st.DataObject) -> None:
+    plain_size = data.draw(st.integers(1, MAX_SEGMENT_PLAIN))
+    header = SegmentHeader(
+        data.draw(st.integers(0, MAX_VARINT)),
+        data.draw(st.integers(0, 3)),
+        data.draw(st.binary(max_size=300)),
+        plain_size,
+        data.draw(st.integers(0, plain_size)),
+        data.draw(st.integers(0, 2**32 - 1)),
+        data.draw(st.integers(0, 2**64 - 1)),
+    )
+    models = MemberHeader((IDENTITY,) * 3).encode()
+    archive = ArchiveReader(io.BytesIO(models + header.encode()))
+    archive.next_member()
+    assert archive.next_segment() == header
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", "Über", "A", "x" * 65, "a\n"])
+def test_a_model_name_is_never_a_path(name: str) -> None:
+    with pytest.raises(ValueError):
+        ModelIdentity(name, b"8" * 8, b"4" * 4, 0)
+    raw = name.encode("latin-1")
+    body = b"\x01" + encode_varint(len(raw)) + raw + b"8" * 8 + b"4" * 4 + b"\0"
+    with pytest.raises(CorruptDataError):
+        nacz.archive_info(io.BytesIO(header_bytes(body)))
+
+
+def test_extra_fields() -> None:
+    plain = b"hello"
+    ignorable = MemberHeader(extras=((2, b"name"), (1000, b"")))
+    assert nacz.decompress(member(plain, header=ignorable)) == plain
+    with pytest.raises(UnsupportedVersionError):
+        nacz.decompress(member(plain, header=MemberHeader(extras=((3, b"changes everything"),))))
+    for extras in (((4, b""), (2, b"")), ((2, b""), (2, b""))):
+        with pytest.raises(CorruptDataError, match="order"):
+            nacz.decompress(member(plain, header=MemberHeader(extras=extras)))
+
+
+def test_unknown_version_and_predictor() -> None:
+    with pytest.raises(UnsupportedVersionError, match="version 9"):
+        nacz.decompress(header_bytes(version=9))
+    out = io.BytesIO()
+    writer = MemberWriter(out, MemberHeader())
+    writer.segment(SegmentHeader(77, 0, b"", 5, 2, zlib.crc32(b"ab"), 0), b"ab")
+    writer.finish(0)
+    with pytest.raises(UnsupportedVersionError, match="77"):
+        nacz.decompress(out.getvalue())
+
+
+def test_magic_is_no_text() -> None:
+    assert max(MAGIC) > 127
+    with pytest.raises(UnicodeDecodeError):
+        MAGIC.decode("utf-8")
+
+
+# Size
+
+
+def test_overhead_is_small() -> None:
+    """All that is not payload or parameters, for one segment of 100,000 bytes and a model to name."""
+    model = ModelIdentity("smollm2-135m", b"8" * 8, b"4" * 4, 1)
+    out = io.BytesIO()
+    writer = MemberWriter(out, MemberHeader((model,)))
+    payload = b"p" * 12_000
+    writer.segment(SegmentHeader(2, 1, b"", 100_000, len(payload), 1, 2), payload)
+    writer.finish(2)
+    assert len(out.getvalue()) - len(payload) == 73
+    assert len(member(b"x" * 100)) - 100 == 44
+    assert len(member()) == 20
+
+
+def test_empty_input() -> None:
+    archive = nacz.compress(b"")
+    assert archive == member()
+    assert nacz.decompress(archive) == b""
+
+
+# Damage
+
+
+def archives() -> Iterator[tuple[str, bytes, bytes]]:
+    with installed():
+        yield "empty", b"", nacz.compress(b"")
+        yield "stored", b"hello", member(b"hello")
+        yield "two stored", b"hello world", member(b"hello ", b"world")
+        yield "one segment", TEXT[:120], nacz.compress(TEXT[:120] * 4, level=1)
+        options = nacz.CodecOptions(level=6, segment_size=200)
+        yield "model, segments", TEXT[:500], nacz.compress(TEXT[:500], options=options)
+
+
+CASES = list(archives())
+
+
+@pytest.mark.parametrize(("plain", "archive"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
+def test_every_truncation_is_an_error(plain: bytes, archive: bytes) -> None:
+    nacz.decompress(archive)
+    for size in range(len(archive)):
+        with pytest.raises(CorruptDataError):
+            nacz.decompress(archive[:size])
+        with pytest.raises(CorruptDataError):
+            nacz.archive_info(io.BytesIO(archive[:size]))
+
+
+@pytest.mark.parametrize(("plain", "archive"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
+def test_every_flipped_bit_is_an_error(plain: bytes, archive: bytes) -> None:
+    for at, bit in itertools.product(range(len(archive)), range(8)):
+        damaged = bytearray(archive)
+        damaged[at] ^= 1 << bit
+        with pytest.raises(CorruptDataError):
+            nacz.decompress(damaged)
+
+
+@pytest.mark.parametrize("archive", [c[2] for c in CASES], ids=[c[0] for c in CASES])
+def test_one_byte_more_or_less_is_an_error(archive: bytes) -> None:
+    for at in range(len(archive) + 1):
+        for inserted in (b"\0", b"\xff", archive[at : at + 1]):
+            if inserted:
+                with pytest.raises(CorruptDataError):
+                    nacz.decompress(archive[:at] + inserted + archive[at:])
+        if at < len(archive):
+            with pytest.raises(CorruptDataError):
+                nacz.decompress(archive[:at] + archive[at + 1 :])
+
+
+@given(st.binary(max_size=200))
+def test_random_bytes_are_no_archive(data: bytes) -> None:
+    for candidate in (data, MAGIC + b"\0" + data, header_bytes() + data):
+        with pytest.raises(CorruptDataError):
+            nacz.decompress(candidate)
+
+
+@pytest.mark.parametrize("garbage", [b"\0", b"\0" * 512, b"\xfa", MAGIC[:3], b"PK\x03\x04", b"\n"])
+def test_trailing_garbage(garbage: bytes) -> None:
+    with pytest.raises(CorruptDataError, match="trailing garbage"):
+        nacz.decompress(member(b"hello") + garbage)
+
+
+def test_segments_cannot_be_moved_dropped_or_doubled() -> None:
+    """Records that are each intact, put together in another way."""
+    first, second = b"the first part", b"the second part!"
+    archive = member(first, second)
+    head = len(MemberHeader().encode())
+    cut = head + len(stored(first).encode()) + len(first)
+    end = cut + len(stored(second).encode()) + len(second)
+    one, two, tail = archive[head:cut], archive[cut:end], archive[end:]
+    for parts in ([two, one], [one], [two], [one, one], [one, two, two], []):
+        with pytest.raises(CorruptDataError):
+            nacz.decompress(archive[:head] + b"".join(parts) + tail)
+
+
+def test_same_sizes_swapped_are_seen_by_the_whole_checksum() -> None:
+    archive = member(b"aaaa", b"bbbb")
+    head = len(MemberHeader().encode())
+    size = len(stored(b"aaaa").encode()) + 4
+    swapped = archive[:head] + archive[head + size : head + 2 * size] + archive[head : head + size]
+    with pytest.raises(CorruptDataError, match="whole"):
+        nacz.decompress(swapped + archive[head + 2 * size :])
+
+
+def test_wrong_plain_checksum_is_an_error() -> None:
+    out = io.BytesIO()
+    writer = MemberWriter(out, MemberHeader())
+    writer.segment(SegmentHeader(0, 0, b"", 5, 5, zlib.crc32(b"hello"), 12345), b"hello")
+    writer.finish(12345)
+    with pytest.raises(CorruptDataError, match="does not decode"):
+        nacz.decompress(out.getvalue())
+
+
+# Hostile sizes
+
+
+def segment_body(
+    plain_size: int, payload_size: int, params: bytes = b"", n_params: int | None = None
+) -> bytes:
+    return (
+        b"\0\0"
+        + encode_varint(plain_size)
+        + encode_varint(payload_size)
+        + encode_varint(len(params) if n_params is None else n_params)
+        + params
+        + bytes(12)
+    )
+
+
+HOSTILE = {
+    "header of 2^60 bytes": MAGIC + b"\0" + encode_varint(1 << 60),
+    "header just above its limit": MAGIC + b"\0" + encode_varint(records.MAX_HEADER_BODY + 1),
+    "2^40 models": header_bytes(encode_varint(1 << 40)),
+    "17 models": header_bytes(encode_varint(17)),
+    "a name of 2^30": header_bytes(b"\x01" + encode_varint(1 << 30)),
+    "an extra field of 2^50": header_bytes(b"\0\x02" + encode_varint(1 << 50)),
+    "segment header of 2^60": header_bytes() + b"S" + encode_varint(1 << 60),
+    "plain size of 2^60": header_bytes() + sealed(b"S", segment_body(1 << 60, 1)),
+    "plain size just above": header_bytes() + sealed(b"S", segment_body(MAX_SEGMENT_PLAIN + 1, 1)),
+    "plain size 0": header_bytes() + sealed(b"S", segment_body(0, 0)),
+    "payload larger than plain": header_bytes() + sealed(b"S", segment_body(10, 11)),
+    "payload of 2^28 that is not there": header_bytes() + sealed(b"S", segment_body(1 << 28, 1 << 28)),
+    "parameters of 2^33": header_bytes() + sealed(b"S", segment_body(9, 9, n_params=1 << 33)),
+    "parameters just above": header_bytes() + sealed(b"S", segment_body(9, 9, bytes(4097))),
+    "a model that is not there": header_bytes() + sealed(b"S", b"\0\x01" + segment_body(9, 9)[2:]),
+    "a field too many": header_bytes() + sealed(b"S", segment_body(9, 9) + b"\0"),
+    "end of 2^60": header_bytes() + b"E" + encode_varint(1 << 60),
+    "2^40 segments": header_bytes() + sealed(b"E", encode_varint(11) + encode_varint(1 << 40)),
+}
+
+
+@pytest.mark.parametrize("archive", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_sizes_are_refused_before_allocation(archive: bytes) -> None:
+    tracemalloc.start()
+    try:
+        for tail in (b"", bytes(2_000_000)):
+            with pytest.raises(CorruptDataError):
+                nacz.decompress(archive + tail)
+            with pytest.raises(CorruptDataError):
+                nacz.archive_info(io.BytesIO(archive + tail))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 12_000_000, "memory must follow what is there, not what is promised"
+
+
+def test_encoders_refuse_what_decoders_would() -> None:
+    for header in (
+        SegmentHeader(0, 0, bytes(4097), 9, 9, 0, 0),
+        SegmentHeader(0, 0, b"", 9, 10, 0, 0),
+        SegmentHeader(0, 0, b"", 0, 0, 0, 0),
+        SegmentHeader(0, 0, b"", MAX_SEGMENT_PLAIN + 1, 0, 0, 0),
+    ):
+        with pytest.raises(ValueError):
+            header.encode()
+    with pytest.raises(ValueError):
+        MemberHeader((IDENTITY,) * 17).encode()
+
+
+# Members and the index
+
+
+def test_members_concatenate() -> None:
+    parts = [b"", b"one", b"two and more" * 10, b"", TEXT]
+    archive = b"".join(nacz.compress(part, level=1) for part in parts)
+    assert nacz.decompress(archive) == b"".join(parts)
+    assert [m.plain_size for m in nacz.archive_info(io.BytesIO(archive))] == [len(part) for part in parts]
+
+
+def test_index_from_the_end() -> None:
+    first, second = member(b"abc", b"defgh", b"i" * 1000), member(b"later")
+    file = io.BytesIO(first + second)
+    offset, end = read_last_end(file)
+    assert offset == len(first) and end.n_segments == 1
+    offset, end = read_last_end(file, offset)
+    assert offset == 0 and [e.plain_size for e in end.entries] == [3, 5, 1000]
+    at = len(MemberHeader().encode()) + end.entries[0].record_size
+    file.seek(at)
+    assert file.read(1) == b"S"
+    assert end.plain_hash == xxhash.xxh3_64_intdigest(b"abcdefgh" + b"i" * 1000)
+
+
+@given(st.binary(max_size=60))
+def test_index_of_garbage(data: bytes) -> None:
+    with pytest.raises(CorruptDataError):
+        read_last_end(io.BytesIO(data))
+
+
+def test_index_of_many_segments() -> None:
+    entries = tuple(IndexEntry(30 + i % 7, 1 + i) for i in range(3000))
+    header = MemberHeader().encode()
+    size = len(header) + sum(entry.record_size for entry in entries)
+    end = EndRecord(size, len(entries), entries, 99)
+    file = io.BytesIO(bytes(size) + end.encode())
+    assert read_last_end(file) == (0, end)
+
+
+class Dribble(io.RawIOBase):
+    """A pipe that gives one byte at a time and cannot seek."""
+
+    def __init__(self, data: bytes) -> None:
+        self._source = io.BytesIO(data)
+
+    def read(self, size: int = -1) -> bytes:
+        return self._source.read(min(size, 1))
+
+
+def test_reading_from_a_slow_pipe() -> None:
+    archive = member(b"hello ", b"world") + member(b"!")
+    out = io.BytesIO()
+    nacz.decompress_stream(Dribble(archive), out)
+    assert out.getvalue() == b"hello world!"
+    assert len(nacz.archive_info(Dribble(archive))) == 2
