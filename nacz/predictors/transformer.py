@@ -1,0 +1,261 @@
+"""A Llama-family transformer in exact integer arithmetic: from tokens to rows of logits.
+
+One function serves the encoder, which runs blocks of many tokens of a lane, and the decoder, which runs one token of many
+lanes: every row's result depends on its own past alone, so how rows are grouped cannot change a bit.
+
+Knows weights as arrays and streams as lanes with a position each. Does not know text, coding, files or threads.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nacz.kernels.attention import BLOCK, BYTES, HEAD, attend, put_key, put_query, put_value
+from nacz.kernels.compile import compiled
+from nacz.kernels.gemm import scaled_product
+from nacz.kernels.rope import angles
+from nacz.kernels.rows import add_rows, gated_rows, normalise_rows, quantise_rows, rotate_rows
+from nacz.weights.exact import Architecture, ExactModel, ffn_mixing
+
+LOG2_E = 1.4426950408889634
+QUERY_UNIT = np.float32(LOG2_E / 8.0 * 16384.0)  # 1/sqrt(64), natural to binary logarithm, 14 fraction bits
+
+
+class Shape(NamedTuple):
+    """Sizes that the compiled code needs. `slots` is the window in cache blocks, `sink_reach` the largest distance in
+    positions at which a query may see the pinned block."""
+
+    layers: int
+    dim: int
+    heads: int
+    kv_heads: int
+    ffn: int
+    vocab: int
+    two: int
+    three: int
+    slots: int
+    sink_reach: int
+    eps: float
+
+
+class Weights(NamedTuple):
+    """Arrays of an exact model, flat (see nacz.weights.exact)."""
+
+    embed: Any
+    embed_step: Any
+    qkv: Any
+    qkv_step: Any
+    qkv_sum: Any
+    out: Any
+    out_step: Any
+    out_sum: Any
+    gate_up: Any
+    gate_up_step: Any
+    gate_up_sum: Any
+    down: Any
+    down_step: Any
+    down_sum: Any
+    head: Any
+    head_step: Any
+    head_sum: Any
+    rope: Any
+
+
+class Cache(NamedTuple):
+    """Keys and values of some lanes: int8 blocks indexed [lane, layer, kv head, slot], and what undoes their rounding."""
+
+    keys: Any
+    values: Any
+    key_step: Any
+    key_sum: Any
+    value_step: Any
+
+
+class Scratch(NamedTuple):
+    """Work space for `rows` rows."""
+
+    x: Any
+    y: Any
+    wide: Any
+    hidden: Any
+    a: Any
+    zero: Any
+    step: Any
+    cos: Any
+    sin: Any
+    turned: Any
+    q: Any
+    q_step: Any
+    q_sink: Any
+    q_sink_step: Any
+    scores: Any
+    sums: Any
+    p: Any
+    acc: Any
+
+
+class Group(NamedTuple):
+    """Consecutive rows of one lane: rows first .. first + count - 1 are positions position .. of `lane`. int64 arrays."""
+
+    lane: Any
+    first: Any
+    count: Any
+    position: Any
+
+
+def aligned(n: int, dtype: Any) -> NDArray[Any]:
+    """Zeros whose first byte lies on a 64-byte boundary."""
+    size = n * np.dtype(dtype).itemsize
+    raw = np.zeros(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype)
+
+
+def make_shape(arch: Architecture, window: int) -> Shape:
+    """Shape for a window of `window` positions, a multiple of 128 from 256 to 16,384."""
+    two, three = ffn_mixing(arch.ffn)
+    return Shape(
+        arch.layers, arch.dim, arch.heads, arch.kv_heads, arch.ffn, arch.vocab, two, three,
+        window // BLOCK, window, arch.eps,
+    )  # fmt: skip
+
+
+def make_weights(model: ExactModel) -> Weights:
+    """Weights of a model; nothing is copied but the head's steps, which take the change to binary logarithms."""
+    arrays = dict(model.arrays)
+    arrays["head_step"] = arrays["head_step"] * np.float32(LOG2_E)
+    return Weights(**{name: arrays[name].reshape(-1) for name in Weights._fields})
+
+
+def make_cache(shape: Shape, lanes: int) -> Cache:
+    """An empty cache; 2 x 64 bytes and 12 bytes of steps per position, kv head and layer."""
+    blocks = lanes * shape.layers * shape.kv_heads * shape.slots
+    return Cache(
+        aligned(blocks * BYTES, np.int8),
+        aligned(blocks * BYTES, np.int8),
+        aligned(blocks * BLOCK, np.float32),
+        aligned(blocks * BLOCK, np.int32),
+        aligned(blocks * BLOCK, np.float32),
+    )
+
+
+def make_scratch(shape: Shape, rows: int) -> Scratch:
+    """Work space for calls of up to `rows` rows."""
+    widest = max(shape.dim, shape.ffn)
+    fused = max(2 * shape.ffn, (shape.heads + 2 * shape.kv_heads) * HEAD)
+    per_head = min(rows, BLOCK) * shape.heads
+    return Scratch(
+        x=aligned(rows * shape.dim, np.float32),
+        y=aligned(rows * shape.dim, np.float32),
+        wide=aligned(rows * fused, np.float32),
+        hidden=aligned(rows * widest, np.float32),
+        a=aligned(rows * widest, np.uint8),
+        zero=aligned(rows, np.int32),
+        step=aligned(rows, np.float32),
+        cos=aligned(2 * rows * (HEAD // 2), np.float32),
+        sin=aligned(2 * rows * (HEAD // 2), np.float32),
+        turned=aligned(HEAD, np.float32),
+        q=aligned(per_head * HEAD, np.uint8),
+        q_step=aligned(per_head, np.float32),
+        q_sink=aligned(per_head * HEAD, np.uint8),
+        q_sink_step=aligned(per_head, np.float32),
+        scores=aligned(6 * shape.slots * BLOCK, np.int32),
+        sums=aligned(6 * BLOCK, np.int32),
+        p=aligned(6 * BLOCK, np.uint8),
+        acc=aligned(6 * HEAD, np.float64),
+    )
+
+
+@compiled
+def _attention_rows(
+    kern: Any, shape: Any, cache: Any, s: Any, layer: int, lane: int, first: int, count: int, position: int
+) -> None:
+    """Append `count` rows (all in one cache block) of a lane to the cache and attend; results in s.hidden."""
+    half = HEAD // 2
+    qkv = (shape.heads + 2 * shape.kv_heads) * HEAD
+    group = shape.heads // shape.kv_heads
+    block, offset = position // BLOCK, position % BLOCK
+    slot = 0 if block == 0 else 1 + (block - 1) % (shape.slots - 1)
+    for h in range(shape.kv_heads):
+        cache_at = ((lane * shape.layers + layer) * shape.kv_heads + h) * shape.slots
+        for r in range(count):
+            row, angle, j = first + r, (first + r) * 2 * half, offset + r
+            index = (cache_at + slot) * BLOCK + j
+            at = row * qkv + (shape.heads + h) * HEAD
+            put_key(
+                s.wide, at, s.cos, s.sin, angle, s.turned, cache.keys, (cache_at + slot) * BYTES, j,
+                cache.key_step, cache.key_sum, index,
+            )  # fmt: skip
+            at += shape.kv_heads * HEAD
+            put_value(s.wide, at, cache.values, (cache_at + slot) * BYTES, j, cache.value_step, index)
+            for g in range(group):
+                i = r * group + g
+                at = row * qkv + (h * group + g) * HEAD
+                s.q_step[i] = put_query(s.wide, at, s.cos, s.sin, angle, QUERY_UNIT, s.turned, s.q, i * HEAD)
+                s.q_sink_step[i] = put_query(
+                    s.wide, at, s.cos, s.sin, angle + half, QUERY_UNIT, s.turned, s.q_sink, i * HEAD
+                )
+        attend(
+            kern, count, position, group, shape.slots, s.q, s.q_step, s.q_sink, s.q_sink_step,
+            cache.keys, cache.key_step, cache.key_sum, cache.values, cache.value_step, cache_at,
+            s.scores, s.sums, s.p, s.acc, s.hidden, first * shape.dim + h * group * HEAD, shape.dim,
+        )  # fmt: skip
+
+
+@compiled
+def forward(kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens: Any, groups: Any) -> None:
+    """Run all layers over rows of tokens (int32[m]); leaves the normalised, quantised rows in s.a, s.zero, s.step."""
+    m, d, f = tokens.size, shape.dim, shape.ffn
+    qkv = (shape.heads + 2 * shape.kv_heads) * HEAD
+    half = HEAD // 2
+    for r in range(m):
+        token = np.int64(tokens[r])
+        unit = w.embed_step[token]
+        for i in range(d):
+            s.x[r * d + i] = np.float32(w.embed[token * d + i]) * unit
+    for g in range(groups.lane.size):
+        for r in range(groups.count[g]):
+            position, at = groups.position[g] + r, (groups.first[g] + r) * 2 * half
+            angles(w.rope, half, position, s.cos, s.sin, at)
+            # The pinned block is seen at no more than this distance, so that an endless stream stays in the range of
+            # distances that the model was trained on (StreamingLLM's positions inside the cache).
+            angles(w.rope, half, min(position, shape.sink_reach), s.cos, s.sin, at + half)
+    for layer in range(shape.layers):
+        normalise_rows(m, d, shape.eps, s.x, s.a, s.zero, s.step)
+        scaled_product(
+            kern, m, qkv, d, s.a, s.zero, s.step, w.qkv, layer * qkv * d, w.qkv_sum, w.qkv_step, layer * qkv, s.wide
+        )
+        for g in range(groups.lane.size):
+            done = 0
+            while done < groups.count[g]:
+                position = groups.position[g] + done
+                count = min(groups.count[g] - done, BLOCK - position % BLOCK)
+                _attention_rows(kern, shape, cache, s, layer, groups.lane[g], groups.first[g] + done, count, position)
+                done += count
+        quantise_rows(m, d, s.hidden, s.a, s.zero, s.step)
+        scaled_product(kern, m, d, d, s.a, s.zero, s.step, w.out, layer * d * d, w.out_sum, w.out_step, layer * d, s.y)
+        add_rows(m * d, s.x, s.y)
+        normalise_rows(m, d, shape.eps, s.x, s.a, s.zero, s.step)
+        scaled_product(
+            kern, m, 2 * f, d, s.a, s.zero, s.step, w.gate_up, layer * 2 * f * d, w.gate_up_sum, w.gate_up_step,
+            layer * 2 * f, s.wide,
+        )  # fmt: skip
+        gated_rows(m, f, s.wide, s.hidden)
+        rotate_rows(m, f, shape.two, shape.three, s.hidden)
+        quantise_rows(m, f, s.hidden, s.a, s.zero, s.step)
+        scaled_product(kern, m, d, f, s.a, s.zero, s.step, w.down, layer * d * f, w.down_sum, w.down_step, layer * d, s.y)
+        add_rows(m * d, s.x, s.y)
+    normalise_rows(m, d, shape.eps, s.x, s.a, s.zero, s.step)
+
+
+@compiled
+def head(kern: Any, shape: Any, w: Any, s: Any, first: int, m: int, logits: Any) -> None:
+    """Logits of rows first .. first + m - 1 after `forward`, in units of log2: float32 flat [m, vocab]."""
+    d = shape.dim
+    scaled_product(
+        kern, m, shape.vocab, d, s.a[first * d :], s.zero[first:], s.step[first:], w.head, 0, w.head_sum, w.head_step,
+        0, logits,
+    )  # fmt: skip
