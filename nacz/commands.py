@@ -1,0 +1,281 @@
+"""What the commands do with files: name outputs, open both ends, report each file's fate in one line.
+
+Knows files, standard streams, messages and exit codes; does not know arguments (nacz.cli reads them) nor what
+is inside an archive (nacz.codec does). One file's failure does not stop the others; the highest code counts.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from nacz import codec
+from nacz.errors import InternalError, NaczError, UsageError
+from nacz.files import atomic_output
+from nacz.segment_coder import CodecOptions
+from nacz.terminal import ProgressLine, progress_wanted
+
+__all__ = ["SUFFIX", "Settings", "compress_file", "decompress_file", "report", "run", "verify_file"]
+
+SUFFIX = ".nacz"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How files are treated, apart from what the codec does with their bytes."""
+
+    options: CodecOptions
+    threads: int = 0
+    to_stdout: bool = False
+    output: str | None = None
+    force: bool = False
+    remove: bool = False
+    quiet: bool = False
+    verbose: int = 0
+    suffix: str = SUFFIX
+    max_output: int | None = None
+
+
+def report(name: str | None, cause: str) -> None:
+    """Write one line about a failure to stderr; `name` is the file it is about."""
+    where = f"nacz: {name}: " if name else "nacz: "
+    line = (where + cause).replace("\n", " ").encode("utf-8", "backslashreplace").decode("utf-8", "replace")
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except (OSError, ValueError, AttributeError):
+        pass  # there is no stderr to complain on
+
+
+def describe(error: BaseException) -> tuple[str | None, str, int]:
+    """Return (file that it is about if it says so, cause, exit code)."""
+    if isinstance(error, NaczError):
+        return None, str(error), error.exit_code
+    if isinstance(error, OSError):
+        name = error.filename
+        return (os.fsdecode(name) if name else None), error.strerror or str(error), UsageError.exit_code
+    if isinstance(error, MemoryError):
+        return None, "not enough memory", UsageError.exit_code
+    cause = f"internal error: {type(error).__name__}: {error}; please report it"
+    return None, cause, InternalError.exit_code
+
+
+def run(action: Callable[[str, Settings], None], names: Sequence[str], settings: Settings) -> int:
+    """Call `action` for each file, `-` being stdin; return the highest exit code.
+
+    A closed pipe, an interrupt and a signal end everything and reach the caller.
+    """
+    if settings.output is not None and len(names) > 1:
+        raise UsageError("`-o` takes a single input file")
+    code = 0
+    for name in names:
+        try:
+            action(name, settings)
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            about, cause, error_code = describe(error)
+            if os.environ.get("NACZ_DEBUG", "0") not in ("", "0"):
+                traceback.print_exc()
+            report(about or _shown(name), cause)
+            code = max(code, error_code)
+    return code
+
+
+def compress_file(name: str, settings: Settings) -> None:
+    """Compress one file as the settings say."""
+    output = _output_name(name, settings, lambda: _compressed_name(name, settings))
+    if output is None and not settings.force and sys.stdout is not None and sys.stdout.isatty():
+        raise UsageError("compressed data is not written to a terminal; use -f to force it, or -o FILE")
+    start = time.monotonic()
+    with _input(name, settings) as (reader, status), _output(output, status, settings) as writer:
+        total = status.st_size if stat.S_ISREG(status.st_mode) else None
+        with ProgressLine(_shown(name), progress_wanted(settings.quiet)) as line:
+            totals = codec.compress_stream(
+                reader,
+                writer,
+                settings.options,
+                threads=settings.threads,
+                progress=line.update,
+                total=total,
+            )
+    _finish(name, output, totals, time.monotonic() - start, settings)
+
+
+def decompress_file(name: str, settings: Settings) -> None:
+    """Decompress one archive as the settings say."""
+    output = _output_name(name, settings, lambda: _plain_name(name, settings))
+    start = time.monotonic()
+    with _input(name, settings) as (reader, status), _output(output, status, settings) as writer:
+        totals = _decode(name, reader, writer, status, settings)
+    _finish(name, output, totals, time.monotonic() - start, settings)
+
+
+def verify_file(name: str, settings: Settings) -> None:
+    """Decode one archive and compare all checksums; write nothing."""
+    start = time.monotonic()
+    with _input(name, settings) as (reader, status):
+        totals = _decode(name, reader, _Nowhere(), status, settings)
+    if settings.verbose and not settings.quiet:
+        _say(f"{_shown(name)}: ok, {_figures(totals, time.monotonic() - start)}")
+
+
+class _Nowhere:
+    def write(self, data: bytes) -> None:
+        pass
+
+
+class _Stream:
+    """Gives errors of a stream its name, so that the line on stderr says which side failed."""
+
+    def __init__(self, stream: BinaryIO, name: str) -> None:
+        self._stream = stream
+        self._name = name
+
+    def read(self, size: int) -> bytes:
+        with naming(self._name):
+            return self._stream.read(size)
+
+    def write(self, data: bytes) -> None:
+        with naming(self._name):
+            self._stream.write(data)
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Let OSErrors that name no file name this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = name
+        raise
+
+
+def _decode(
+    name: str,
+    reader: _Stream,
+    writer: _Stream | _Nowhere,
+    status: os.stat_result,
+    settings: Settings,
+) -> codec.Totals:
+    wanted = progress_wanted(settings.quiet)
+    total = _plain_size(name) if wanted and stat.S_ISREG(status.st_mode) and name != "-" else None
+    with ProgressLine(_shown(name), wanted) as line:
+        return codec.decompress_stream(
+            reader,
+            writer,
+            settings.options,
+            threads=settings.threads,
+            progress=line.update,
+            total=total,
+            max_output=settings.max_output,
+        )
+
+
+def _plain_size(name: str) -> int | None:
+    """Return the plain size that the headers promise, only to show how far the work is."""
+    try:
+        with open(name, "rb") as file:
+            return sum(member.plain_size for member in codec.archive_info(file))
+    except (OSError, NaczError):
+        return None
+
+
+def _shown(name: str) -> str:
+    return "stdin" if name == "-" else name
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _figures(totals: codec.Totals, seconds: float) -> str:
+    plain, archive = totals.plain_size, totals.archive_size
+    parts = [f"{plain} bytes plain, {archive} in the archive"]
+    if plain:
+        parts.append(f"{8 * archive / plain:.4f} bpb")
+    if totals.tokens:
+        parts.append(f"{totals.tokens / max(seconds, 1e-9):.0f} tokens/s")
+    parts.append(f"{plain / max(seconds, 1e-9) / 1000:.1f} KB/s")
+    parts.append(f"{seconds:.1f} s")
+    return ", ".join(parts)
+
+
+def _finish(name: str, output: str | None, totals: codec.Totals, seconds: float, settings: Settings) -> None:
+    if settings.remove and name != "-" and output is not None and os.path.isfile(output):
+        os.unlink(name)
+    if settings.verbose and not settings.quiet:
+        _say(f"{_shown(name)} -> {output or 'stdout'}: {_figures(totals, seconds)}")
+
+
+def _output_name(name: str, settings: Settings, default: Callable[[], str]) -> str | None:
+    """Return the path to write to, None for stdout."""
+    if settings.to_stdout or settings.output == "-":
+        return None
+    if settings.output is not None:
+        return settings.output
+    return None if name == "-" else default()
+
+
+def _compressed_name(name: str, settings: Settings) -> str:
+    if name.endswith(settings.suffix) and not settings.force:
+        raise UsageError(f"already has the suffix `{settings.suffix}`; use -f to compress it again")
+    return name + settings.suffix
+
+
+def _plain_name(name: str, settings: Settings) -> str:
+    folder, base = os.path.split(name)
+    if not base.endswith(settings.suffix) or base == settings.suffix:
+        raise UsageError(f"has no suffix `{settings.suffix}`; name the output with -o FILE, or use -c")
+    return os.path.join(folder, base[: -len(settings.suffix)])
+
+
+@contextmanager
+def _input(name: str, settings: Settings) -> Iterator[tuple[_Stream, os.stat_result]]:
+    if name == "-":
+        yield _Stream(standard_stream("stdin"), "stdin"), _pipe_status()
+        return
+    status = os.stat(name)
+    if stat.S_ISDIR(status.st_mode):
+        raise UsageError("is a directory")
+    if not stat.S_ISREG(status.st_mode) and not (settings.to_stdout or settings.output):
+        raise UsageError("is not a regular file; use -c or -o FILE")
+    if settings.output and settings.output != "-" and os.path.exists(settings.output):
+        if os.path.samefile(name, settings.output):
+            raise UsageError("input and output are the same file")
+    with open(name, "rb") as file:
+        yield _Stream(file, name), os.fstat(file.fileno())
+
+
+def _pipe_status() -> os.stat_result:
+    """The status of no file in particular: of no kind, of no size."""
+    return os.stat_result((0,) * 10)
+
+
+@contextmanager
+def _output(output: str | None, source: os.stat_result, settings: Settings) -> Iterator[_Stream]:
+    if output is None:
+        stream = standard_stream("stdout")
+        yield _Stream(stream, "stdout")
+        with naming("stdout"):
+            stream.flush()
+        return
+    like = source if stat.S_ISREG(source.st_mode) else None
+    with naming(output), atomic_output(output, overwrite=settings.force, like=like) as file:
+        yield _Stream(file, output)
+
+
+def standard_stream(name: str) -> BinaryIO:
+    """Return the binary stdin or stdout. Raises UsageError when the process was started without it."""
+    stream = getattr(sys, name)
+    if stream is None:
+        raise UsageError(f"{name} is closed")
+    binary: BinaryIO = stream.buffer
+    return binary

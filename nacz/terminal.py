@@ -1,0 +1,101 @@
+"""What a person at a terminal sees while nacz works: one line of progress, on stderr.
+
+Knows how to show numbers; does not know where they come from. `rich` is imported only when there is something
+to show, after a second of work.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from nacz.progress import Progress
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+__all__ = ["ProgressLine", "format_size", "progress_wanted"]
+
+_DELAY = 1.0
+_INTERVAL = 0.1
+
+
+def progress_wanted(quiet: bool) -> bool:
+    """Tell whether progress may be shown: stderr is a terminal and nobody asked for silence."""
+    return not quiet and sys.stderr is not None and sys.stderr.isatty()
+
+
+def format_size(size: float) -> str:
+    """Return a size for people, in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+class ProgressLine:
+    """A context whose `update` is a progress callback. Shows nothing at all unless `enabled`."""
+
+    def __init__(self, name: str, enabled: bool) -> None:
+        self._name = name
+        self._enabled = enabled
+        self._start = time.monotonic()
+        self._next = self._start + _DELAY
+        self._bar: RichProgress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> ProgressLine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, progress: Progress) -> None:
+        """Show a moment of compressing or decompressing."""
+        if self._due():
+            elapsed = time.monotonic() - self._start
+            figures = [f"{progress.done / elapsed / 1000:.1f} KB/s"]
+            if progress.tokens:
+                figures.insert(0, f"{progress.tokens / elapsed:.0f} tokens/s")
+            if progress.bits_per_byte is not None:
+                figures.append(f"{progress.bits_per_byte:.3f} bpb")
+            self._show(progress.done, progress.total, "  ".join(figures))
+
+    def update_bytes(self, done: int, total: int) -> None:
+        """Show a moment of a download."""
+        if self._due():
+            self._show(done, total, f"{format_size(done)} of {format_size(total)}")
+
+    def _due(self) -> bool:
+        now = time.monotonic()
+        if not self._enabled or now < self._next:
+            return False
+        self._next = now + _INTERVAL
+        return True
+
+    def _show(self, done: int, total: int | None, figures: str) -> None:
+        if self._bar is None:
+            from rich import progress as rich_progress
+            from rich.console import Console
+
+            self._bar = rich_progress.Progress(
+                rich_progress.TextColumn("{task.description}", markup=False),
+                rich_progress.BarColumn(bar_width=20),
+                rich_progress.TaskProgressColumn(),
+                rich_progress.TextColumn("{task.fields[figures]}", markup=False),
+                rich_progress.TimeRemainingColumn(compact=True),
+                console=Console(stderr=True),
+                transient=True,
+                auto_refresh=False,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self._name, total=total, figures=figures)
+        assert self._task is not None
+        self._bar.update(self._task, completed=done, total=total, figures=figures, refresh=True)
