@@ -306,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.exceptions.Exit as stop:
         return int(stop.exit_code)
     except click.ClickException as error:
-        return _fail(error, f"{_first_line(error.format_message())}; see `nacz --help`", UsageError.exit_code)
+        return _fail(error, f"{_usage_cause(error)}; see `nacz --help`", UsageError.exit_code)
     except NaczError as error:
         return _fail(error, str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
@@ -325,8 +325,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error, cause, InternalError.exit_code)
 
 
-def _first_line(text: str) -> str:
-    return " ".join(text.split()).rstrip(".")
+def _usage_cause(error: click.ClickException) -> str:
+    """Return click's words on one line, with the variable's name when a wrong value came from there."""
+    cause = " ".join(error.format_message().split()).rstrip(".")
+    if isinstance(error, click.BadParameter) and error.ctx is not None and error.param is not None:
+        source = error.ctx.get_parameter_source(error.param.name or "")
+        if source is click.core.ParameterSource.ENVIRONMENT:
+            cause += f", from {error.param.envvar}"
+    return cause
 
 
 def _fail(error: BaseException, cause: str, code: int) -> int:

@@ -76,6 +76,9 @@ def run(action: Callable[[str, Settings], None], names: Sequence[str], settings:
     code = 0
     for name in names:
         try:
+            # Before its name is judged: that a file is not there matters more than its suffix.
+            if name != "-" and stat.S_ISDIR(os.stat(name).st_mode):
+                raise UsageError("is a directory")
             action(name, settings)
         except BrokenPipeError:
             raise
@@ -243,8 +246,6 @@ def _input(name: str, settings: Settings) -> Iterator[tuple[_Stream, os.stat_res
         yield _Stream(standard_stream("stdin"), "stdin"), _pipe_status()
         return
     status = os.stat(name)
-    if stat.S_ISDIR(status.st_mode):
-        raise UsageError("is a directory")
     if not stat.S_ISREG(status.st_mode) and not (settings.to_stdout or settings.output):
         raise UsageError("is not a regular file; use -c or -o FILE")
     if settings.output and settings.output != "-" and os.path.exists(settings.output):
