@@ -1,0 +1,216 @@
+"""The command line as processes: signals, closed pipes, full disks, tar, and how fast it starts.
+
+Run with `pytest tests/test_cli_processes.py`. Uses the order-0 test predictor through tests/fake_nacz.py.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TEXT = b"Happy families are all alike; every unhappy family is unhappy in its own way. " * 30
+HERE = Path(__file__).parent
+FAKE = [sys.executable, str(HERE / "fake_nacz.py")]
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and pipes of POSIX")
+
+
+def environment(**more: str) -> dict[str, str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("NACZ_")}
+    return clean | {"PYTHONPATH": str(HERE)} | more
+
+
+def run(*arguments: str | Path, cwd: Path, **more: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [*FAKE, *map(str, arguments)], cwd=cwd, env=environment(**more), capture_output=True, timeout=60
+    )
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "text").write_bytes(TEXT)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "code"),
+    [
+        (["text"], {}, 0),
+        (["missing"], {}, 1),
+        (["--no-such-flag"], {}, 1),
+        (["-d", "bad.nacz"], {}, 2),
+        (["-1", "text"], {"ORDER0_BROKEN": "1"}, 3),
+        (["text"], {"ORDER0_MISSING": "1"}, 4),
+        (["-d", "good.nacz", "-o", "out"], {"ORDER0_OTHER": "1"}, 4),
+    ],
+)
+def test_exit_codes(folder: Path, arguments: list[str], variables: dict[str, str], code: int) -> None:
+    assert run("text", "-o", "good.nacz", cwd=folder).returncode == 0
+    (folder / "bad.nacz").write_bytes((folder / "good.nacz").read_bytes()[:-5])
+    done = run(*arguments, cwd=folder, **variables)
+    assert done.returncode == code
+    assert b"Traceback" not in done.stderr
+    assert done.stderr.count(b"\n") == (code != 0)
+    assert names(folder) == sorted(["bad.nacz", "good.nacz", "text"] + ["text.nacz"] * (code == 0))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize("direction", ["compress", "decompress"])
+def test_signals_leave_nothing_behind(folder: Path, number: int, code: int, direction: str) -> None:
+    if direction == "decompress":
+        assert run("--rm", "text", cwd=folder).returncode == 0
+    before = names(folder)
+    child = subprocess.Popen(
+        [*FAKE, direction, *before],
+        cwd=folder,
+        env=environment(ORDER0_SLOW="1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + 20
+    while len(names(folder)) == len(before) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    assert len(names(folder)) == len(before) + 1, "the temporary file is there while work goes on"
+    child.send_signal(number)
+    out, err = child.communicate(timeout=20)
+    assert child.returncode == code
+    assert b"Traceback" not in err
+    assert names(folder) == before
+
+
+def test_nohup_is_respected(folder: Path) -> None:
+    program = (
+        "import signal, os, sys\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\nos.execv(sys.argv[1], sys.argv[1:])"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", program, *FAKE, "text"], cwd=folder, env=environment(ORDER0_SLOW="0.001")
+    )
+    time.sleep(1.0)
+    child.send_signal(signal.SIGHUP)
+    time.sleep(0.3)
+    assert child.poll() is None
+    child.terminate()
+    assert child.wait(20) == 143
+
+
+@pytest.mark.parametrize("arguments", [["-dc", "text.nacz"], ["list", *["text.nacz"] * 3000]])
+def test_a_reader_that_goes_away(folder: Path, arguments: list[str]) -> None:
+    (folder / "text.nacz").write_bytes(big_archive())
+    child = subprocess.Popen(
+        [*FAKE, *arguments], cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert child.stdout is not None and child.stderr is not None
+    child.stdout.read(1)
+    child.stdout.close()
+    err = child.stderr.read()
+    child.stderr.close()
+    assert child.wait(60) == 141
+    assert err == b""
+
+
+def big_archive() -> bytes:
+    """Many stored segments: more than a pipe holds."""
+    import io
+    import zlib
+
+    import xxhash
+    from nacz.formats.records import MemberHeader, SegmentHeader
+    from nacz.formats.writer import MemberWriter
+
+    out = io.BytesIO()
+    writer = MemberWriter(out, MemberHeader())
+    part = os.urandom(1 << 16)
+    for _ in range(16):
+        header = SegmentHeader(0, 0, b"", len(part), len(part), zlib.crc32(part), xxhash.xxh3_64_intdigest(part))
+        writer.segment(header, part)
+    writer.finish(xxhash.xxh3_64_intdigest(part * 16))
+    return out.getvalue()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk(folder: Path) -> None:
+    (folder / "big.nacz").write_bytes(big_archive())
+    for arguments in (["-dc", "big.nacz"], ["-c", "text"], ["list", "big.nacz"]):
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run(
+                [*FAKE, *arguments], cwd=folder, env=environment(), stdout=full, stderr=subprocess.PIPE
+            )
+        assert done.returncode == 1
+        assert done.stderr.endswith(b"No space left on device\n") and done.stderr.count(b"\n") == 1
+    done = run("-d", "big.nacz", "-o", "/dev/full", cwd=folder)
+    assert (done.returncode, done.stderr) == (1, b"nacz: /dev/full: No space left on device\n")
+
+
+def test_closed_standard_streams(folder: Path) -> None:
+    quoted = " ".join(FAKE)
+    for redirect, word in (("<&-", "stdin"), ("< text >&-", "stdout")):
+        done = subprocess.run(["sh", "-c", f"{quoted} {redirect}"], cwd=folder, env=environment(), capture_output=True)
+        assert done.returncode == 1
+        assert done.stderr.decode() == f"nacz: {word}: {word} is closed\n".replace("stdout: ", "stdin: ")
+    done = subprocess.run(["sh", "-c", f"{quoted} missing 2>&-"], cwd=folder, env=environment())
+    assert done.returncode == 1
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission(folder: Path) -> None:
+    folder.chmod(0o555)
+    try:
+        done = run("text", cwd=folder)
+    finally:
+        folder.chmod(0o755)
+    assert done.returncode == 1 and b"Permission denied" in done.stderr
+
+
+@pytest.mark.skipif(shutil.which("tar") is None, reason="needs tar")
+@pytest.mark.parametrize("flags", ["", " -9", " -1 -T2"])
+def test_tar(folder: Path, tmp_path: Path, flags: str) -> None:
+    program = tmp_path / "nacz"
+    program.write_text(f'#!/bin/sh\nexec {" ".join(FAKE)} "$@"\n')
+    program.chmod(0o755)
+    inside = folder / "tree"
+    (inside / "deep").mkdir(parents=True)
+    (inside / "a").write_bytes(TEXT)
+    (inside / "deep" / "b").write_bytes(os.urandom(100))
+    for command in (
+        ["tar", "-I", f"{program}{flags}", "-cf", "x.tar.nacz", "tree"],
+        ["tar", "-I", f"{program}{flags}", "-tf", "x.tar.nacz"],
+        ["tar", "-I", f"{program}{flags}", "-xf", "x.tar.nacz", "-C", "out"],
+    ):
+        (folder / "out").mkdir(exist_ok=True)
+        done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True)
+        assert (done.returncode, done.stderr) == (0, b"")
+    assert (folder / "x.tar.nacz").read_bytes()[:1] == b"\xfa"
+    for name in ("a", "deep/b"):
+        assert (folder / "out" / "tree" / name).read_bytes() == (inside / name).read_bytes()
+
+
+def test_members_through_cat(folder: Path) -> None:
+    quoted = " ".join(FAKE)
+    line = f"({quoted} -c text; printf more | {quoted}; {quoted} < /dev/null) | {quoted} -d"
+    done = subprocess.run(["sh", "-c", line], cwd=folder, env=environment(), capture_output=True)
+    assert done.stdout == TEXT + b"more"
+
+
+@pytest.mark.parametrize(("argument", "limit"), [("--version", 0.3), ("--help", 0.2)])
+def test_start_is_fast(argument: str, limit: float) -> None:
+    """The best of several, because the machine may be busy with something else."""
+    program = shutil.which("nacz", path=os.path.dirname(sys.executable)) or shutil.which("nacz")
+    command = [program] if program else [sys.executable, "-c", "import sys, nacz.cli; sys.exit(nacz.cli.main())"]
+    best = 9.0
+    for _ in range(7):
+        start = time.perf_counter()
+        subprocess.run([*command, argument], check=True, capture_output=True, env=environment())
+        best = min(best, time.perf_counter() - start)
+    assert best < limit
