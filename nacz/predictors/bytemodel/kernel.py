@@ -1,0 +1,374 @@
+"""The loop over bits: look up, mix, refine, code, learn. One compiled function per level from one source.
+
+Knows slots, adaptive maps, mixers and the binary coder; knows no files and no meaning of a context. Integer
+arithmetic only: shifts of non-negative amounts, products that stay inside int64, indices masked or bounded, so the
+interpreted function (`.py_func`) and the compiled one cannot differ, nor can two machines.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from ...coder.binary import decode_bit, encode_bit
+from . import contexts as cx
+from .arith import mac, step, touch
+from .settings import Level
+from .tables import INPUT_MAX, LOGIT_MAX
+
+TRAIN, ENCODE, DECODE = 0, 1, 2
+
+SLOT = 21  # two check bytes, 15 states, last byte, its run, two spare
+WAYS = 3  # slots per 64-byte line
+DIRECT = 257 * 17 * 32  # order 0 and order 1 need no check: rows of 32 bytes
+ROW = 32
+ORIGIN = LOGIT_MAX + 1
+BUCKET = 8  # log2 of the logits between two knots of an APM
+KNOTS = 32  # 25 are used; a power of two keeps a row inside two cache lines
+
+
+@njit(cache=True, nogil=True, inline="always")
+def dot(x: Any, w: Any, at: int, n: int) -> int:
+    total = np.int32(0)
+    for i in range(n):
+        total = mac(total, x[i], w[at + i])
+    return total >> 8
+
+
+@njit(cache=True, nogil=True, inline="always")
+def learn(x: Any, w: Any, at: int, n: int, e: int) -> None:
+    scale = np.int32(e)
+    for i in range(n):
+        w[at + i] = step(w[at + i], x[i], scale)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def find_slot(t: Any, h: int, at: int) -> int:
+    """The slot of hash `h` in the line at `at`: its own if there, else the least experienced one, emptied."""
+    check = h & 0xFFFF
+    lo = check & 0xFF
+    hi = check >> 8
+    if t[at] + t[at + 1] * 256 == check:
+        return at
+    if t[at + 21] + t[at + 22] * 256 == check:
+        return at + 21
+    if t[at + 42] + t[at + 43] * 256 == check:
+        return at + 42
+    a = t[at + 2]
+    b = t[at + 23]
+    c = t[at + 44]
+    if b < a:
+        at += 21
+        a = b
+        if c < a:
+            at += 21
+    elif c < a:
+        at += 42
+    t[at] = lo
+    t[at + 1] = hi
+    for i in range(2, SLOT):
+        t[at + i] = 0
+    return at
+
+
+def build(level: Level) -> Any:
+    """Compile-time specialisation of the loop for one level."""
+    LEVEL = level.number
+    N = level.contexts
+    K = level.inputs
+    FIRST_HASHED = level.first_hashed
+    NM = level.matches
+    SETS = level.sets
+    NI = level.mixer_width
+    RUNS = level.runs
+    LIMIT = level.limit
+    RATE = level.rate
+    RATE2 = level.rate2
+    RBOOST = level.rboost
+    RDECAY = level.rdecay
+    compute = (cx.contexts_1, cx.contexts_2, cx.contexts_3)[LEVEL - 1]
+    ND = level.direct
+    DLIMIT = level.direct_limit
+    DBASE = N * K
+    MBASE = N * K + 2 * ND
+    DMASK = 0x3FFFF
+    M32 = cx.M32
+    AMASK = 0x3FFF if LEVEL == 1 else 0xFFFF
+    ORIG = ORIGIN
+    LMAX = LOGIT_MAX
+
+    @njit(cache=True, nogil=True)
+    def run(
+        buf, start, stop, mode, payload, coder, reg, t, sm, rm, mm, w, wc, w2, x, h, slot_hash, base, base0, idx, heads, ind, dt, dh, dbase, didx,
+        apm, sel, xo, nex, stretch, squash, rec, minlen,
+    ):  # fmt: skip
+        lines = (len(t) - DIRECT) >> 6
+        hmask = (len(heads) // NM) - 1
+        midx = xo[16:]
+        for pos in range(start, stop):
+            # ---- per byte: contexts, match candidates
+            compute(h, reg, buf, pos, ind)
+            c4 = reg[cx.C4]
+            c1 = c4 & 0xFF
+            if ND > 0:
+                dh[0] = c1
+                dh[1] = c4 & 0xFFFF
+                dh[2] = c4 & 0xFFFFFF
+                dh[3] = cx.mix(reg[cx.WORD0], c1)
+            for m in range(NM):
+                r = cx.MATCH0 + 4 * m
+                need = minlen[m]
+                if pos > need:
+                    hh = 0
+                    for j in range(need):
+                        hh = (hh * 0x2F0B4C47 + buf[pos - 1 - j] + 1) & M32
+                    hh = ((hh * 0x2C1B3C6D) & M32) >> 8
+                    slot = m * (hmask + 1) + (hh & hmask)
+                    if reg[r + 1] < 16:
+                        ptr = heads[slot]
+                        if ptr > 0 and ptr != reg[r]:
+                            length = 0
+                            while length < 32 and ptr > length and buf[ptr - 1 - length] == buf[pos - 1 - length]:
+                                length += 1
+                            if length >= need and length > reg[r + 1]:
+                                reg[r] = ptr
+                                reg[r + 1] = length
+                                reg[r + 2] = 0
+                    heads[slot] = pos
+                reg[r + 3] = buf[reg[r]] + 256 if reg[r] > 0 and (reg[r + 1] > 0 or reg[r + 2] < 8) else 0
+            known = 0
+            if mode != 2:
+                known = buf[pos]
+            c0 = 1
+            node = 1
+            for bitpos in range(8):
+                if bitpos == 0 or bitpos == 4:
+                    node = 1
+                    row = 0 if bitpos == 0 else c0 - 15
+                    base[0] = (c1 * 17 + row) * ROW
+                    if FIRST_HASHED == 2:
+                        base[1] = (256 * 17 + row) * ROW
+                    for i in range(FIRST_HASHED, N):
+                        v = ((h[i] + row * 0x35A7BD3B) * 0x3D4D51CB) & M32
+                        k = DIRECT + (((v >> 8) ^ (v << 3)) & (lines - 1)) * 64
+                        idx[i] = k
+                        slot_hash[i] = v
+                        touch(t, k)
+                    for i in range(FIRST_HASHED, N):
+                        base[i] = find_slot(t, slot_hash[i], np.int64(idx[i]))
+                    if ND > 0:
+                        for i in range(ND):
+                            dbase[i] = (cx.mix(dh[i], row + 32 * i) & DMASK) << 4
+                            touch(dt, np.int64(dbase[i]))
+                    if RUNS and bitpos == 0:
+                        for i in range(N):
+                            base0[i] = base[i]
+                a0 = (c0 | (c1 << 8)) * KNOTS
+                a1 = (65536 + (cx.mix(c4 & 0xFFFFFF, c0) & AMASK)) * KNOTS
+                touch(apm, a1)
+                touch(apm, a1 + 16)
+                # ---- predict: contexts
+                hits = 0
+                for i in range(N):
+                    s = t[base[i] + 1 + node]
+                    j = i * 256 + s
+                    idx[i] = j
+                    p = sm[j] >> 9
+                    a = stretch[p >> 10]
+                    b = (p - 2097152) >> 11
+                    if s == 0:
+                        a = 0
+                        b = 0
+                    x[i * K] = a
+                    if K > 1:
+                        x[i * K + 1] = b
+                    if i < 8:
+                        hits += s != 0
+                    if K > 2:
+                        b = base0[i]
+                        rb = t[b + 17] + 256
+                        rc = t[b + 18]
+                        e = (rb >> (7 - bitpos)) & 1
+                        j = (i * 16 + min(rc, 15)) * 2 + e
+                        if rc == 0 or (rb >> (8 - bitpos)) != c0:
+                            j = N * 32
+                        a = stretch[rm[j] >> 19]
+                        if j == N * 32:
+                            a = 0
+                        x[i * K + 2] = a
+                        idx[N + i] = j
+                for i in range(ND):
+                    j = dbase[i] + node
+                    didx[i] = j
+                    p = dt[j] >> 9
+                    x[DBASE + 2 * i] = stretch[p >> 10]
+                    x[DBASE + 2 * i + 1] = (p - 2097152) >> 11
+                # ---- predict: matches
+                longest = 0
+                for m in range(NM):
+                    r = cx.MATCH0 + 4 * m
+                    pb = reg[r + 3]
+                    k = MBASE + 2 * m
+                    if pb != 0 and (pb >> (8 - bitpos)) == c0:
+                        e = (pb >> (7 - bitpos)) & 1
+                        length = reg[r + 1]
+                        q = length if length < 16 else (16 + (length - 16) // 8 if length < 64 else min(22 + length // 64, 31))
+                        j = ((m * 32 + q) * 9 + reg[r + 2]) * 2 + e
+                        midx[m] = j
+                        p = mm[j] >> 9
+                        x[k] = stretch[p >> 10]
+                        x[k + 1] = (p - 2097152) >> 11
+                        if q > longest:
+                            longest = q
+                    else:
+                        midx[m] = -1
+                        x[k] = 0
+                        x[k + 1] = 0
+                x[MBASE + 2 * NM] = 256
+                # ---- mix
+                if LEVEL == 1:
+                    sel[0] = c0
+                elif LEVEL == 2:
+                    sel[0] = c0
+                    sel[1] = 256 + longest * 8 + hits - 1 if hits > 0 else 256 + longest * 8
+                    sel[2] = 512 + c1
+                else:
+                    sel[0] = c0
+                    sel[1] = 256 + longest
+                    sel[2] = 512 + c1
+                    sel[3] = 768 + ((c4 >> 8) & 0xFF)
+                    sel[4] = 1024 + bitpos * 16 + hits
+                    sel[5] = 1280 + (reg[cx.CLASSES] & 0xFF)
+                    sel[6] = 1536 + min(reg[cx.WORDLEN], 15) * 8 + bitpos
+                for k in range(SETS):
+                    v = dot(x, w, sel[k] * NI, NI)
+                    if v > LMAX:
+                        v = LMAX
+                    elif v < -LMAX:
+                        v = -LMAX
+                    xo[k] = v
+                if SETS > 1:
+                    o2 = c0 * SETS
+                    v = 0
+                    for k in range(SETS):
+                        v += xo[k] * w2[o2 + k]
+                    v >>= 16
+                    if v > LMAX:
+                        v = LMAX
+                    elif v < -LMAX:
+                        v = -LMAX
+                else:
+                    v = xo[0]
+                pm = squash[v + ORIG]
+                # ---- refine
+                knot = (v + ORIG) >> 8
+                frac = (v + ORIG) & 255
+                a0 += knot
+                a1 += knot
+                p0 = (apm[a0] * (256 - frac) + apm[a0 + 1] * frac) >> 14
+                p1 = (apm[a1] * (256 - frac) + apm[a1 + 1] * frac) >> 14
+                pf = (2 * pm + p0 + p1 + 2) >> 2
+                if pf < 1:
+                    pf = 1
+                elif pf > 65535:
+                    pf = 65535
+                # ---- code
+                if mode == 2:
+                    bit = decode_bit(coder, payload, pf)
+                else:
+                    bit = (known >> (7 - bitpos)) & 1
+                    if mode == 1:
+                        encode_bit(coder, payload, pf, bit)
+                # ---- learn
+                goal = bit << 16
+                if SETS > 1:
+                    e2 = ((goal - pm) * RATE2) >> 8
+                    for k in range(SETS):
+                        w2[o2 + k] += (xo[k] * e2 + 8192) >> 14
+                for k in range(SETS):
+                    v = wc[sel[k]]
+                    if v < 1023:
+                        wc[sel[k]] = v + 1
+                    e = ((goal - squash[xo[k] + ORIG]) * (RATE + RBOOST * RDECAY // (RDECAY + v))) >> 8
+                    learn(x, w, sel[k] * NI, NI, e)
+                goal22 = (bit << 22) - bit
+                for i in range(N):
+                    j = idx[i]
+                    v = sm[j]
+                    n = v & 511
+                    p = v >> 9
+                    p += ((goal22 - p) * rec[n]) >> 16
+                    if n < LIMIT:
+                        n += 1
+                    sm[j] = (p << 9) | n
+                    b = base[i] + 1 + node
+                    t[b] = nex[2 * t[b] + bit]
+                    if K > 2:
+                        j = idx[N + i]
+                        v = rm[j]
+                        n = v & 511
+                        p = v >> 9
+                        p += ((goal22 - p) * rec[n]) >> 16
+                        if n < LIMIT:
+                            n += 1
+                        rm[j] = (p << 9) | n
+                for i in range(ND):
+                    j = didx[i]
+                    v = dt[j]
+                    n = v & 511
+                    p = v >> 9
+                    p += ((goal22 - p) * rec[n]) >> 16
+                    if n < DLIMIT:
+                        n += 1
+                    dt[j] = (p << 9) | n
+                for m in range(NM):
+                    j = midx[m]
+                    if j >= 0:
+                        v = mm[j]
+                        n = v & 511
+                        p = v >> 9
+                        p += ((goal22 - p) * rec[n]) >> 16
+                        if n < 255:
+                            n += 1
+                        mm[j] = (p << 9) | n
+                k = a0 + (frac >> 7)
+                apm[k] += (goal22 - apm[k]) >> 6
+                k = a1 + (frac >> 7)
+                apm[k] += (goal22 - apm[k]) >> 6
+                c0 = c0 * 2 + bit
+                node = node * 2 + bit
+            # ---- per byte: remember
+            c = c0 & 0xFF
+            buf[pos] = c
+            if RUNS:
+                for i in range(N):
+                    b = base0[i]
+                    if t[b + 17] == c and t[b + 18] != 0:
+                        if t[b + 18] < 255:
+                            t[b + 18] += 1
+                    else:
+                        t[b + 17] = c
+                        t[b + 18] = 1
+            for m in range(NM):
+                r = cx.MATCH0 + 4 * m
+                if reg[r + 3] != 0:
+                    reg[r] += 1
+                    if reg[r + 3] == c + 256:
+                        if reg[r + 1] < 65535:
+                            reg[r + 1] += 1
+                        if reg[r + 1] >= 16:
+                            reg[r + 2] = 0
+                    else:
+                        reg[r + 1] = 0
+                        if reg[r + 2] < 8:
+                            reg[r + 2] += 1
+                        if LEVEL == 1:
+                            reg[r + 2] = 8
+                else:
+                    reg[r] = 0
+            cx.absorb_indirect(reg, ind, c)
+            cx.absorb(reg, pos, c)
+
+    return run
