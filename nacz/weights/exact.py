@@ -1,9 +1,9 @@
 """The exact integer model: its architecture, its arrays, and how a GGUF of the Llama family becomes one.
 
-Orthogonal rotations are folded into the weights so that 8-bit activations are enough (QuaRot, arXiv 2404.00456): norm gains
-go into the next matrix, the residual stream and the hidden vector of the feed-forward block are mixed by Walsh-Hadamard
-blocks and the rational 3 x 3 matrix (1/3)[[1,2,2],[2,1,-2],[2,-2,1]], values per head by a 64-point Hadamard. Weights are then
-rounded to int8 with one step per output channel, embeddings to int16 with one step per row.
+Orthogonal rotations are folded into the weights so that 8-bit activations are enough (QuaRot, arXiv 2404.00456): norm
+gains go into the next matrix, the residual stream and the hidden vector of the feed-forward block are mixed by
+Walsh-Hadamard blocks and the rational 3 x 3 matrix (1/3)[[1,2,2],[2,1,-2],[2,-2,1]], values per head by a 64-point
+Hadamard. Weights are then rounded to int8 with one step per output channel, embeddings to int16 with one step per row.
 
 The result is bit-deterministic: elementwise float64 in a fixed order, no sums over an axis, no BLAS, no libm.
 
@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 
 from nacz.errors import ModelError
 from nacz.kernels.gemm import pack
-from nacz.kernels.rope import rope_tables
+from nacz.kernels.rope import STEP, rope_tables
 from nacz.weights.gguf import GGUFFile, dequantise
 
 Floats = NDArray[np.float64]
 HEAD = 64
+CONVERSION = 1  # version of the conversion: part of the names of converted files, raised when the result changes
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,11 @@ class Architecture:
         if self.dim % 64 or self.ffn % 64 or self.vocab % 64:
             problems.append("dim, ffn and vocab must be multiples of 64")
         # The head adds vocab frequencies of at least 1 to a total of 2^24; int32 sums of the GEMM hold to K = 66,000.
-        if not (0 < self.dim <= 2048 and 0 < self.ffn <= 65536 and 0 < self.vocab <= 1 << 20 and 0 < self.layers <= 256):
+        in_range = 0 < self.dim <= 2048 and 0 < self.ffn <= 65536 and 0 < self.vocab <= 1 << 20
+        if not (in_range and 0 < self.layers <= 256):
             problems.append("a size is out of range")
+        if not (1.0 <= self.rope_base <= 1e9 and 0.0 < self.eps < 1.0 and 0 < self.context <= 1 << 30):
+            problems.append("rope_base, eps or context is out of range")
         if problems:
             raise ModelError("architecture not supported by the exact engine: " + "; ".join(problems))
 
@@ -66,6 +70,25 @@ class ExactModel:
     architecture: Architecture
     arrays: dict[str, NDArray[Any]]
     tokenizer: bytes
+
+
+def array_layout(arch: Architecture) -> dict[str, tuple[str, int]]:
+    """Every array of an exact model: name to (dtype, number of elements), in the order in which files hold them.
+
+    All arrays are flat. Weights are packed per layer (`kernels.gemm.pack`), `_step` and `_sum` are per output channel.
+    """
+    matrices = {
+        "qkv": (arch.layers * (arch.dim + 2 * arch.kv_heads * HEAD), arch.dim),
+        "out": (arch.layers * arch.dim, arch.dim),
+        "gate_up": (arch.layers * 2 * arch.ffn, arch.dim),
+        "down": (arch.layers * arch.dim, arch.ffn),
+        "head": (arch.vocab, arch.dim),
+    }
+    layout = {"embed": ("<i2", arch.vocab * arch.dim), "embed_step": ("<f4", arch.vocab)}
+    for name, (channels, terms) in matrices.items():
+        layout |= {name: ("|i1", channels * terms), f"{name}_step": ("<f4", channels), f"{name}_sum": ("<i4", channels)}
+    layout["rope"] = ("<f4", 2 * STEP * 2 * (HEAD // 2))
+    return layout
 
 
 def factors(n: int) -> tuple[int, int, int]:
