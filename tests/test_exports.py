@@ -51,8 +51,8 @@ def test_the_package_is_typed() -> None:
 
 
 @pytest.mark.parametrize("statement", ["import nacz", "import nacz.cli", "import nacz.codec"])
-def test_nothing_heavy_is_imported_early(statement: str) -> None:
+def test_nothing_heavy_is_imported_early(statement: str, tmp_path: Path) -> None:
     heavy = "{'numpy', 'numba', 'rich', 'tokenizers', 'torch'}"
     program = f"{statement}; import sys; print(*{heavy} & set(sys.modules))"
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert found.stdout.strip() == ""

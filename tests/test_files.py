@@ -164,7 +164,7 @@ def test_signals_leave_nothing(tmp_path: Path, number: int) -> None:
         "    file.write(b'half'); file.flush(); print('ready', flush=True); time.sleep(30)\n"
     )
     child = subprocess.Popen(
-        [sys.executable, "-c", program, tmp_path / "out"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", program, tmp_path / "out"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd="/"
     )
     assert child.stdout is not None
     assert child.stdout.readline() == b"ready\n"
