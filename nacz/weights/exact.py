@@ -28,6 +28,8 @@ Floats = NDArray[np.float64]
 HEAD = 64
 CONVERSION = 1  # version of the conversion: part of the names of converted files, raised when the result changes
 
+_PIECE = 2048  # rows of the embedding or the head that are converted at a time
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -100,36 +102,53 @@ def factors(n: int) -> tuple[int, int, int]:
     return two, k, rest
 
 
-def _hadamard(x: Floats, axis: int) -> Floats:
-    """Unscaled Walsh-Hadamard transform over one axis whose length is a power of two."""
-    x = np.moveaxis(x, axis, -1)
-    n = x.shape[-1]
+def _hadamard(x: Floats) -> None:
+    """Unscaled Walsh-Hadamard transform over the middle axis (a power of two) of a C-ordered [a, n, b]; in place."""
+    outer, n, inner = x.shape
+    total = np.empty(x.size // 2)
     span = 1
     while span < n:
-        y = x.reshape(*x.shape[:-1], n // (2 * span), 2, span)
-        a, b = y[..., 0, :], y[..., 1, :]
-        x = np.stack([a + b, a - b], axis=-2).reshape(x.shape)
+        y = x.reshape(outer * n // (2 * span), 2, span * inner)
+        a, b = y[:, 0], y[:, 1]
+        s = np.add(a, b, out=total.reshape(a.shape))
+        np.subtract(a, b, out=b)
+        a[:] = s
         span *= 2
-    return np.moveaxis(x, -1, axis)
 
 
-def _three(x: Floats, axis: int) -> Floats:
-    """Unscaled [[1,2,2],[2,1,-2],[2,-2,1]] over an axis of length 3."""
-    x = np.moveaxis(x, axis, 0)
-    a, b, c = x[0], x[1], x[2]
-    y = np.stack([(a + 2.0 * b) + 2.0 * c, (2.0 * a + b) - 2.0 * c, (2.0 * a - 2.0 * b) + c])
-    return np.moveaxis(y, 0, axis)
+def _three(x: Floats) -> None:
+    """Unscaled [[1,2,2],[2,1,-2],[2,-2,1]] over the middle axis (3) of [a, 3, b]; in place."""
+    a, b, c = x[:, 0], x[:, 1], x[:, 2]
+    a2, b2, c2 = 2.0 * a, 2.0 * b, 2.0 * c
+    x[:, 0], x[:, 1], x[:, 2] = (a + b2) + c2, (a2 + b) - c2, (a2 - b2) + c
+
+
+def _over_last_axis(x: Floats, mix: Callable[[Floats], None], scale: np.float64) -> Floats:
+    """[N, K] with each row mixed and divided by `scale`. `mix` works in place on a C-ordered [K, some of N].
+
+    A few columns at a time stay in the cache, and every elementwise operation runs over neighbours in memory: the bits
+    are those of any other order, the time is not.
+    """
+    out = np.empty_like(x)
+    for at in range(0, len(x), 64):
+        piece = np.ascontiguousarray(x[at : at + 64].T)
+        mix(piece)
+        piece /= scale
+        out[at : at + 64] = piece.T
+    return out
 
 
 def mix_residual(x: Floats) -> Floats:
-    """The orthogonal, symmetric rotation of the residual stream, over the last axis."""
+    """[N, K] with the orthogonal, symmetric rotation of the residual stream applied over the last axis."""
     n = x.shape[-1]
     two, threes, rest = factors(n)
-    y = x.reshape(*x.shape[:-1], *([3] * threes), two, rest)
-    y = _hadamard(y, -2)
-    for axis in range(threes):
-        y = _three(y, x.ndim - 1 + axis)
-    return y.reshape(x.shape) / (np.sqrt(np.float64(two)) * 3.0**threes)
+
+    def mix(y: Floats) -> None:
+        _hadamard(y.reshape(n // (two * rest), two, -1))
+        for axis in range(threes):
+            _three(y.reshape(3**axis, 3, -1))
+
+    return _over_last_axis(x, mix, np.float64(np.sqrt(np.float64(two)) * 3.0**threes))
 
 
 def ffn_mixing(ffn: int) -> tuple[int, int]:
@@ -139,29 +158,28 @@ def ffn_mixing(ffn: int) -> tuple[int, int]:
 
 
 def mix_hidden(x: Floats) -> Floats:
-    """The inverse of the run-time rotation of the feed-forward vector, over the last axis."""
-    n = x.shape[-1]
-    two, three = ffn_mixing(n)
-    y = x.reshape(*x.shape[:-1], three, two, n // (two * three))
-    y = _hadamard(y, -2)
-    if three == 3:
-        y = _three(y, -3)
-    return y.reshape(x.shape) / np.float64(two * (9 if three == 3 else 1))
+    """[N, K] with the inverse of the run-time rotation of the feed-forward vector applied over the last axis."""
+    two, three = ffn_mixing(x.shape[-1])
+
+    def mix(y: Floats) -> None:
+        _hadamard(y.reshape(three, two, -1))
+        if three == 3:
+            _three(y.reshape(1, 3, -1))
+
+    return _over_last_axis(x, mix, np.float64(two * (9 if three == 3 else 1)))
 
 
 def _mix_heads(x: Floats) -> Floats:
-    """64-point Hadamard per head over the last axis, scaled to be orthogonal."""
-    y = _hadamard(x.reshape(*x.shape[:-1], x.shape[-1] // HEAD, HEAD), -1)
-    return y.reshape(x.shape) / 8.0
+    """[N, K] with a 64-point Hadamard per head over the last axis, scaled to be orthogonal."""
+    heads = x.shape[-1] // HEAD
+    return _over_last_axis(x, lambda y: _hadamard(y.reshape(heads, HEAD, -1)), np.float64(8.0))
 
 
-def _channels(name: str, weights: Floats) -> dict[str, NDArray[Any]]:
-    """[N, K] to packed int8 with one float32 step per row, and the integer row sums that undo a zero point."""
-    step = (np.max(np.abs(weights), axis=1) / 127.0).astype(np.float32)
+def _steps(weights: Floats, largest: float) -> tuple[NDArray[np.float32], Floats]:
+    """Per row of [N, K]: (float32[N] steps that bring the largest magnitude to `largest`, weights / step rounded)."""
+    step = (np.max(np.abs(weights), axis=1) / largest).astype(np.float32)
     step = np.where(step == 0, np.float32(1.0), step)
-    q = np.rint(weights / step.astype(np.float64)[:, None])
-    q = np.clip(q, -127, 127).astype(np.int8)
-    return {name: pack(q), f"{name}_step": step, f"{name}_sum": q.sum(axis=1, dtype=np.int32)}
+    return step, np.rint(weights / step.astype(np.float64)[:, None])
 
 
 def _half_split(weights: Floats, heads: int) -> Floats:
@@ -194,21 +212,29 @@ def convert(gguf: GGUFFile, tokenizer: bytes, progress: Callable[[int, int], Non
     """Turn a Llama-family GGUF into an exact model. `progress(done, total)` counts layers, the embedding being two."""
     arch = architecture_of(gguf)
 
-    def get(name: str, *shape: int) -> Floats:
+    def get32(name: str, *shape: int) -> NDArray[np.float32]:
         tensor = gguf.tensor(name)
         if tensor.shape != shape:
             raise ModelError(f"{gguf.path}: tensor {name} has shape {tensor.shape}, expected {shape}")
-        return dequantise(tensor).astype(np.float64)
+        return dequantise(tensor)
+
+    def get(name: str, *shape: int) -> Floats:
+        return get32(name, *shape).astype(np.float64)
 
     def done(count: int) -> None:
         if progress is not None:
             progress(count, arch.layers + 2)
 
-    parts: dict[str, list[NDArray[Any]]] = {}
+    arrays = {name: np.empty(count, dtype) for name, (dtype, count) in array_layout(arch).items()}
 
-    def add(arrays: dict[str, NDArray[Any]]) -> None:
-        for name, array in arrays.items():
-            parts.setdefault(name, []).append(array)
+    def put(name: str, first: int, weights: Floats) -> None:
+        """Channels from `first` on (a multiple of 16): [N, K] to packed int8, and row sums that undo a zero point."""
+        n, k = weights.shape
+        step, rounded = _steps(weights, 127.0)
+        q = np.clip(rounded, -127, 127).astype(np.int8)
+        arrays[name][first * k : (first + n) * k] = pack(q)
+        arrays[f"{name}_step"][first : first + n] = step
+        arrays[f"{name}_sum"][first : first + n] = q.sum(axis=1, dtype=np.int32)
 
     kv = arch.kv_heads * HEAD
     for layer in range(arch.layers):
@@ -217,25 +243,26 @@ def convert(gguf: GGUFFile, tokenizer: bytes, progress: Callable[[int, int], Non
         q = _half_split(get(p + "attn_q.weight", arch.dim, arch.dim), arch.heads)
         k = _half_split(get(p + "attn_k.weight", kv, arch.dim), arch.kv_heads)
         v = _mix_heads(get(p + "attn_v.weight", kv, arch.dim).T).T
-        add(_channels("qkv", mix_residual(np.concatenate([q, k, v]) * gain)))
+        put("qkv", layer * (arch.dim + 2 * kv), mix_residual(np.concatenate([q, k, v]) * gain))
         o = _mix_heads(get(p + "attn_output.weight", arch.dim, arch.dim))
-        add(_channels("out", mix_residual(o.T).T))
+        put("out", layer * arch.dim, mix_residual(o.T).T)
         gain = get(p + "ffn_norm.weight", arch.dim)
         gate, up = (get(p + f"ffn_{s}.weight", arch.ffn, arch.dim) for s in ("gate", "up"))
-        add(_channels("gate_up", mix_residual(np.concatenate([gate, up]) * gain)))
+        put("gate_up", layer * 2 * arch.ffn, mix_residual(np.concatenate([gate, up]) * gain))
         down = mix_hidden(get(p + "ffn_down.weight", arch.dim, arch.ffn))
-        add(_channels("down", mix_residual(down.T).T))
+        put("down", layer * arch.dim, mix_residual(down.T).T)
         done(layer + 1)
-    arrays = {name: np.concatenate(some) for name, some in parts.items()}
-    embedding = get("token_embd.weight", arch.vocab, arch.dim)
-    head = get("output.weight", arch.vocab, arch.dim) if "output.weight" in gguf.tensors else embedding
-    arrays.update(_channels("head", mix_residual(head * get("output_norm.weight", arch.dim))))
+    arrays["rope"][:] = rope_tables(arch.rope_base, HEAD // 2).reshape(-1)
+    # The two large tables go in pieces: in float64 each would take 226 MB, several times.
+    embedding = get32("token_embd.weight", arch.vocab, arch.dim)
+    for at in range(0, arch.vocab, _PIECE):
+        step, rounded = _steps(mix_residual(embedding[at : at + _PIECE].astype(np.float64)), 32767.0)
+        arrays["embed"][at * arch.dim : (at + _PIECE) * arch.dim] = rounded.astype(np.int16).reshape(-1)
+        arrays["embed_step"][at : at + _PIECE] = step
     done(arch.layers + 1)
-    embedding = mix_residual(embedding)
-    step = (np.max(np.abs(embedding), axis=1) / 32767.0).astype(np.float32)
-    step = np.where(step == 0, np.float32(1.0), step)
-    arrays["embed"] = np.rint(embedding / step.astype(np.float64)[:, None]).astype(np.int16).reshape(-1)
-    arrays["embed_step"] = step
-    arrays["rope"] = rope_tables(arch.rope_base, HEAD // 2).reshape(-1)
+    head = get32("output.weight", arch.vocab, arch.dim) if "output.weight" in gguf.tensors else embedding
+    gain = get("output_norm.weight", arch.dim)
+    for at in range(0, arch.vocab, _PIECE):
+        put("head", at, mix_residual(head[at : at + _PIECE].astype(np.float64) * gain))
     done(arch.layers + 2)
     return ExactModel(arch, arrays, tokenizer)
