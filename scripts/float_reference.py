@@ -4,8 +4,8 @@
 
 The weights are those of the GGUF file, dequantised and neither rotated nor rounded. Tokens, lanes and the window rule
 are those of nacz (kernels/attention.py): a lane begins with the beginning-of-text token; a query sees the first 128
-positions of its lane, at no more than the window's distance, and the last window / 128 - 1 blocks of 128 positions up to
-itself.
+positions of its lane, at no more than the window's distance, and the last window / 128 - 1 blocks of 128 positions up
+to itself.
 
 Printed are the plain code length, -log2 of the softmax, and the length with the floor of 2^-24 that an integer
 distribution has. FILE is looked for here and then in the folder $NACZ_CORPORA. Needs torch; about 3 minutes and 1.1 GB
