@@ -17,17 +17,19 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from nacz.errors import CorruptDataError, LimitError, ModelMismatchError, UsageError
+from nacz.errors import CorruptDataError, LimitError, ModelMismatchError, ModelMissingError, UsageError
 from nacz.formats.reader import ArchiveReader, Reader
 from nacz.formats.records import MAX_SEGMENT_PLAIN, MemberHeader, ModelIdentity, SegmentHeader
 from nacz.formats.writer import MemberWriter, Writer
-from nacz.progress import Phase, Progress, ProgressCallback
+from nacz.progress import Progress, ProgressCallback
 from nacz.segment_coder import (
     STORED,
     CodecOptions,
+    ModelProgress,
     SegmentCoder,
     SegmentProgress,
     make_coder,
+    model_is_known,
     predictor_name,
 )
 
@@ -73,8 +75,8 @@ class MemberInfo:
 class _Meter:
     """Turns counts inside a segment into counts of the whole work, and passes them on."""
 
-    def __init__(self, phase: Phase, total: int | None, callback: ProgressCallback | None) -> None:
-        self._phase: Phase = phase
+    def __init__(self, phase: str, total: int | None, callback: ProgressCallback | None) -> None:
+        self._phase = phase
         self._total = total
         self._callback = callback
         self.done = 0
@@ -87,6 +89,13 @@ class _Meter:
         if self._callback is None:
             return None
         return self._inside
+
+    def model(self) -> ModelProgress | None:
+        """Return what a coder shall call while it makes its model ready."""
+        callback = self._callback
+        if callback is None:
+            return None
+        return lambda stage, done, total: callback(Progress(stage, done, total, 0, 0))
 
     def _inside(self, done: int, coded: int, tokens: int) -> None:
         self._tokens_in_segment = tokens
@@ -130,7 +139,7 @@ def compress_stream(
         member.finish(plain_hash.intdigest())
         return Totals(0, member.size, 0)
     coder = make_coder(options.predictor, options)
-    identity = coder.model_identity() if coder.needs_model else None
+    identity = coder.model_identity(meter.model()) if coder.needs_model else None
     models = () if identity is None else (identity,)
     unopened = True
     for data, is_only in _cut(start, reader, _segment_size(coder, options)):
@@ -176,7 +185,7 @@ def decompress_stream(
             identity = member.models[header.model - 1] if header.model else None
             key = (header.predictor, identity)
             if key not in coders:
-                coders[key] = _decoder_for(header.predictor, identity, options)
+                coders[key] = _decoder_for(header.predictor, identity, options, meter)
             payload = archive.payload()
             meter.coded = archive.position - len(payload)
             plain = coders[key].decode(
@@ -313,17 +322,21 @@ def _encode_segment(
     return header, payload
 
 
-def _decoder_for(predictor: int, recorded: ModelIdentity | None, options: CodecOptions) -> SegmentCoder:
+def _decoder_for(predictor: int, recorded: ModelIdentity | None, options: CodecOptions, meter: _Meter) -> SegmentCoder:
     """Return a coder whose model is the recorded one, to the bit."""
     model = options.model if options.model != "none" else None
-    if model is None and recorded is not None:
-        model = recorded.name or None
+    if model is None and recorded is not None and recorded.name:
+        if not model_is_known(recorded.name):
+            raise ModelMissingError(
+                f"the archive needs model {_describe(recorded)}, which is not known here; name its file with --model"
+            )
+        model = recorded.name
     coder = make_coder(predictor, replace(options, model=model))
     if coder.needs_model != (recorded is not None):
         needs = "must name a model" if coder.needs_model else "has no model to name"
         raise CorruptDataError(f"a segment of the {predictor_name(predictor)} {needs}")
     if recorded is not None:
-        here = coder.model_identity()
+        here = coder.model_identity(meter.model())
         # The name is a hint: the same weights under another name are the same weights.
         if here is None or replace(here, name="") != replace(recorded, name=""):
             raise ModelMismatchError(

@@ -2,38 +2,41 @@
 
 from __future__ import annotations
 
+from nacz import weights
 from nacz.terminal import ProgressLine, format_size, progress_wanted
-from nacz.weights import fetch
 
 __all__ = ["path", "pull", "show", "verify"]
 
 
 def show() -> int:
     """Print the known models, one per line."""
-    for model in fetch.known_models():
-        where = fetch.gguf_path(model.name)
-        state = str(where) if where.is_file() else "not on this machine; run `nacz models pull`"
-        print(f"{model.name}  {format_size(model.gguf_size)}  {model.licence}  {state}")
+    for model in weights.list_models():
+        if model.exact is not None:
+            state = f"ready: {model.exact}"
+        elif model.gguf is not None:
+            state = f"fetched, converted at first use: {model.gguf}"
+        else:
+            state = f"not on this machine; `nacz models pull` fetches {format_size(model.download_size)}"
+        print(f"{model.name}  {model.licence}  {state}")
     return 0
 
 
 def path(name: str | None) -> int:
-    """Print where the weights are, or will be."""
-    print(fetch.gguf_path(name or fetch.DEFAULT))
+    """Print where the converted weights are, or will be."""
+    print(weights.path(name))
     return 0
 
 
 def pull(name: str | None, quiet: bool) -> int:
-    """Fetch the weights and print their path."""
-    name = name or fetch.DEFAULT
-    with ProgressLine(f"fetching {name}", progress_wanted(quiet)) as line:
-        where = fetch.ensure_gguf(name, progress=line.update_bytes)
-    print(where)
+    """Fetch and convert the weights, and print their path."""
+    with ProgressLine("weights", progress_wanted(quiet)) as line:
+        where = weights.pull(name, line.update_model)
+    print("ready, but the cache folder cannot be written" if where is None else where)
     return 0
 
 
 def verify(name: str | None) -> int:
-    """Compare the hash of the weights with the known one."""
-    name = name or fetch.DEFAULT
-    print(f"{name}: ok, sha256 {fetch.verify_gguf(name)}")
+    """Compare the weights on this machine with the known hashes."""
+    for file, digest in weights.verify(name).items():
+        print(f"{file}: ok, sha256 {digest}")
     return 0

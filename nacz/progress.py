@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
-__all__ = ["Phase", "Progress", "ProgressCallback"]
-
-Phase = Literal["compress", "decompress"]
+__all__ = ["Progress", "ProgressCallback"]
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
     """A moment of the work.
 
-    phase   what is being done
+    phase   "compress" or "decompress"; before that perhaps "fetch" (bytes) and "convert" (steps) of the model, for
+            which only `done` and `total` have a meaning
     done    plain bytes coded or decoded so far
     total   plain bytes in all, None when nobody knows
     coded   archive bytes written or read so far
     tokens  tokens coded or decoded so far, 0 for predictors without tokens
     """
 
-    phase: Phase
+    phase: str
     done: int
     total: int | None
     coded: int

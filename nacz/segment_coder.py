@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,9 +34,11 @@ __all__ = [
     "STORED",
     "CodecOptions",
     "ModelIdentity",
+    "ModelProgress",
     "SegmentCoder",
     "SegmentProgress",
     "make_coder",
+    "model_is_known",
     "predictor_name",
     "register_predictor",
 ]
@@ -44,6 +46,9 @@ __all__ = [
 # Called with counts inside the segment: plain bytes done, coded bytes so far, tokens done (0 if there are
 # none). May raise to cancel, so a coder must not swallow what it raises.
 SegmentProgress = Callable[[int, int, int], None]
+
+# Called while a model is made ready: what is being done ("fetch", "convert"), steps done, steps in all.
+ModelProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +101,7 @@ class SegmentCoder(Protocol):
     default_segment_size: int
     needs_model: bool
 
-    def model_identity(self) -> ModelIdentity | None:
+    def model_identity(self, progress: ModelProgress | None = None) -> ModelIdentity | None:
         """Return the identity of the model, loading it if need be; None for a predictor without a model.
 
         Raises ModelMissingError and ModelMismatchError.
@@ -139,7 +144,7 @@ class StoredCoder:
     def __init__(self, options: CodecOptions) -> None:
         pass
 
-    def model_identity(self) -> None:
+    def model_identity(self, progress: ModelProgress | None = None) -> None:
         return None
 
     def encode(
@@ -169,17 +174,32 @@ _factories: dict[int, CoderFactory | str] = {
 }
 
 
-def register_predictor(predictor_id: int, factory: CoderFactory | str | None, name: str = "") -> None:
+_model_names: set[str] = set()
+
+
+def register_predictor(
+    predictor_id: int, factory: CoderFactory | str | None, name: str = "", models: Iterable[str] = ()
+) -> None:
     """Add or replace a predictor: a callable on CodecOptions, or "module:attribute" to import when needed.
 
-    None removes it. Archives name predictors by number only, so whoever adds one owns its future.
+    None removes it. `models` are the names of models that archives may ask it for. Archives name predictors by
+    number only, so whoever adds one owns its future.
     """
+    _model_names.update(models)
     if factory is None:
         _factories.pop(predictor_id, None)
         return
     _factories[predictor_id] = factory
     if name:
         _NAMES[predictor_id] = name
+
+
+def model_is_known(name: str) -> bool:
+    """Tell whether an archive may ask for the model by this name. Any other name would be an enemy's choice of a
+    file to open, since a user may give a path where an archive gives a name."""
+    from nacz.weights.fetch import known_models
+
+    return name in _model_names or any(model.name == name for model in known_models())
 
 
 def predictor_name(predictor_id: int) -> str:

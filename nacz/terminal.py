@@ -45,6 +45,7 @@ class ProgressLine:
         self._enabled = enabled
         self._start = time.monotonic()
         self._next = self._start + _DELAY
+        self._in_model = False
         self._bar: RichProgress | None = None
         self._task: TaskID | None = None
 
@@ -58,7 +59,14 @@ class ProgressLine:
             self._bar.stop()
 
     def update(self, progress: Progress) -> None:
-        """Show a moment of compressing or decompressing."""
+        """Show a moment of the work."""
+        if progress.phase in ("fetch", "convert"):
+            self.update_model(progress.phase, progress.done, progress.total or 0)
+            return
+        if self._in_model:
+            # Rates count from here, not from the start of a download.
+            self._in_model = False
+            self._start = time.monotonic()
         if self._due():
             elapsed = time.monotonic() - self._start
             figures = [f"{progress.done / elapsed / 1000:.1f} KB/s"]
@@ -66,12 +74,15 @@ class ProgressLine:
                 figures.insert(0, f"{progress.tokens / elapsed:.0f} tokens/s")
             if progress.bits_per_byte is not None:
                 figures.append(f"{progress.bits_per_byte:.3f} bpb")
-            self._show(progress.done, progress.total, "  ".join(figures))
+            self._show(self._name, progress.done, progress.total, "  ".join(figures))
 
-    def update_bytes(self, done: int, total: int) -> None:
-        """Show a moment of a download."""
+    def update_model(self, stage: str, done: int, total: int) -> None:
+        """Show a moment of making a model ready: a download, or the conversion of what was downloaded."""
+        self._in_model = True
         if self._due():
-            self._show(done, total, f"{format_size(done)} of {format_size(total)}")
+            fetching = stage == "fetch"
+            figures = f"{format_size(done)} of {format_size(total)}" if fetching else ""
+            self._show("fetching weights" if fetching else "converting weights", done, total, figures)
 
     def _due(self) -> bool:
         now = time.monotonic()
@@ -80,7 +91,7 @@ class ProgressLine:
         self._next = now + _INTERVAL
         return True
 
-    def _show(self, done: int, total: int | None, figures: str) -> None:
+    def _show(self, what: str, done: int, total: int | None, figures: str) -> None:
         if self._bar is None:
             from rich import progress as rich_progress
             from rich.console import Console
@@ -96,6 +107,6 @@ class ProgressLine:
                 auto_refresh=False,
             )
             self._bar.start()
-            self._task = self._bar.add_task(self._name, total=total, figures=figures)
+            self._task = self._bar.add_task(what, total=total, figures=figures)
         assert self._task is not None
-        self._bar.update(self._task, completed=done, total=total, figures=figures, refresh=True)
+        self._bar.update(self._task, description=what, completed=done, total=total, figures=figures, refresh=True)

@@ -14,7 +14,7 @@ from nacz.coder.cdf import cdf_from_weights, find_symbol
 
 from nacz import segment_coder
 from nacz.errors import CorruptDataError, ModelMissingError
-from nacz.segment_coder import BYTE_MODEL, LANGUAGE_MODEL, CodecOptions, ModelIdentity, SegmentProgress
+from nacz.segment_coder import BYTE_MODEL, LANGUAGE_MODEL, CodecOptions, ModelIdentity, ModelProgress, SegmentProgress
 
 IDENTITY = ModelIdentity("order0-test", b"weights8", b"tok4", 1)
 
@@ -27,7 +27,7 @@ class Order0Coder:
     def __init__(self, options: CodecOptions) -> None:
         self.options = options
 
-    def model_identity(self) -> ModelIdentity | None:
+    def model_identity(self, progress: ModelProgress | None = None) -> ModelIdentity | None:
         return None
 
     def encode(
@@ -78,7 +78,9 @@ class Order0ModelCoder(Order0Coder):
     identity = IDENTITY
     missing = False
 
-    def model_identity(self) -> ModelIdentity | None:
+    def model_identity(self, progress: ModelProgress | None = None) -> ModelIdentity | None:
+        if progress is not None:
+            progress("fetch", 1, 2)
         if self.missing:
             raise ModelMissingError("weights of `order0-test` are not on this machine")
         return self.identity
@@ -98,4 +100,4 @@ def installed() -> Iterator[None]:
 
 def install() -> None:
     segment_coder.register_predictor(BYTE_MODEL, Order0Coder)
-    segment_coder.register_predictor(LANGUAGE_MODEL, Order0ModelCoder)
+    segment_coder.register_predictor(LANGUAGE_MODEL, Order0ModelCoder, models=[IDENTITY.name])

@@ -405,6 +405,7 @@ def test_models(run: Nacz, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert run.err.startswith("nacz: ") and "nacz models pull" in run.err
     for verb in ("pull", "verify", "path"):
         assert run("models", verb, "no-such-model") == 4
+        assert "no-such-model" in run.err and run.err.count("\n") == 1
 
 
 # Progress
@@ -414,7 +415,7 @@ def test_progress_waits_a_second_and_only_on_a_terminal(monkeypatch: pytest.Monk
     shown: list[str] = []
     now = [100.0]
     monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(terminal.ProgressLine, "_show", lambda self, done, total, text: shown.append(text))
+    monkeypatch.setattr(terminal.ProgressLine, "_show", lambda self, what, done, total, text: shown.append(text))
     for enabled in (False, True):
         line = terminal.ProgressLine("x", enabled)
         now[0] += 0.9
@@ -445,4 +446,7 @@ def test_the_line_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     with terminal.ProgressLine("[name]", True) as line:
         line._next = 0
         line.update(Progress("compress", 500, 1000, 60, 120))
+        line._next = 0
+        line.update(Progress("fetch", 40_000_000, 93_000_000, 0, 0))
+    assert "fetching weights" in screen.getvalue() and "40.0 MB of 93.0 MB" in screen.getvalue()
     assert "[name]" in screen.getvalue() and "bpb" in screen.getvalue() and "50%" in screen.getvalue()

@@ -167,7 +167,7 @@ def test_another_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(order0.Order0ModelCoder, "identity", other)
         with pytest.raises(ModelMismatchError, match=other.weights_hash.hex()):
             nacz.decompress(archive)
-    renamed = segment_coder.ModelIdentity("other-name", b"weights8", b"tok4", 1)
+    renamed = segment_coder.ModelIdentity("", b"weights8", b"tok4", 1)
     monkeypatch.setattr(order0.Order0ModelCoder, "identity", renamed)
     assert nacz.decompress(archive) == TEXT
 
@@ -197,6 +197,24 @@ def test_the_model_named_in_the_archive_is_asked_for(monkeypatch: pytest.MonkeyP
     nacz.decompress(archive, CodecOptions(model="none"))
     nacz.decompress(archive, CodecOptions(model="my/own.gguf"))
     assert asked == [None, "order0-test", "order0-test", "my/own.gguf"]
+
+
+def test_an_archive_cannot_choose_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    stranger = segment_coder.ModelIdentity("weights.gguf", b"weights8", b"tok4", 1)
+    monkeypatch.setattr(order0.Order0ModelCoder, "identity", stranger)
+    archive = nacz.compress(TEXT, 6)
+    with pytest.raises(ModelMissingError, match="weights.gguf"):
+        nacz.decompress(archive)
+    assert nacz.decompress(archive, CodecOptions(model="weights.gguf")) == TEXT
+
+
+def test_making_a_model_ready_is_reported() -> None:
+    seen: list[Progress] = []
+    archive = nacz.compress(TEXT, 6, progress=seen.append)
+    assert seen[0] == Progress("fetch", 1, 2, 0, 0) and seen[1].phase == "compress"
+    seen.clear()
+    nacz.decompress(archive, progress=seen.append)
+    assert seen[0].phase == "fetch" and seen[1].phase == "decompress"
 
 
 def test_a_model_where_none_belongs() -> None:
