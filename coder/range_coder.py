@@ -16,6 +16,7 @@ from nacz.coder.cdf import TOTAL, TOTAL_BITS
 from numba import njit
 
 __all__ = [
+    "POSITION",
     "RangeDecoder",
     "RangeEncoder",
     "decode_advance",
@@ -45,7 +46,7 @@ _FULL_RANGE = np.uint64((1 << 64) - 1)
 
 # Slots of the encoder's state and of the decoder's.
 _LOW, _RANGE, _SIZE = 0, 1, 2
-_CODE, _POSITION, _OUTSIDE = 0, 2, 3
+_CODE, POSITION, _OUTSIDE = 0, 2, 3
 
 # A frequency of 1 shrinks a range of at least 2^56 to at least 2^32: three bytes bring it back.
 _MAX_BYTES_PER_SYMBOL = 3
@@ -201,7 +202,7 @@ def decoder_init(buf: U8Array) -> U64Array:
             code |= np.uint64(buf[i])
     state[_CODE] = code
     state[_RANGE] = _FULL_RANGE
-    state[_POSITION] = _BYTE
+    state[POSITION] = _BYTE
     state[_OUTSIDE] = _ZERO
     return state
 
@@ -225,7 +226,7 @@ def decode_advance(state: U64Array, buf: U8Array, cum: int, freq: int) -> None:
     width = state[_RANGE] >> _TOTAL_BITS
     code = state[_CODE] - width * np.uint64(cum)
     span = width * np.uint64(freq)
-    position = np.int64(state[_POSITION])
+    position = np.int64(state[POSITION])
     while span < _MIN_RANGE:
         span <<= _BYTE
         code <<= _BYTE
@@ -234,7 +235,7 @@ def decode_advance(state: U64Array, buf: U8Array, cum: int, freq: int) -> None:
         position += 1
     state[_CODE] = code
     state[_RANGE] = span
-    state[_POSITION] = np.uint64(position)
+    state[POSITION] = np.uint64(position)
 
 
 @njit(cache=True, nogil=True)
@@ -245,7 +246,7 @@ def decoder_consistent(state: U64Array, buf: U8Array) -> bool:
     if buf.size > 0 and buf[buf.size - 1] == 0:
         return False
     # Eight bytes were taken ahead. The encoder's end is the smallest multiple of 2^56 that is not below low.
-    if buf.size > np.int64(state[_POSITION]) - 7:
+    if buf.size > np.int64(state[POSITION]) - 7:
         return False
     return bool(state[_CODE] < _MIN_RANGE and state[_CODE] < state[_RANGE])
 

@@ -16,82 +16,62 @@ from typing import Any
 import numpy as np
 from nacz.kernels.compile import compiled
 from nacz.kernels.ops import (
-    bits_of,
     float_of,
-    iadd,
     imax,
-    imin,
     imul,
     isub,
-    round_near,
     sar,
     shl,
-    to_float,
-    trunc,
 )  # fmt: skip
-from nacz.kernels.rows import int_exp2, largest
-from nacz.kernels.tiles import SUMS, tile
+from nacz.kernels.spans import (
+    add_span,
+    bytes_span,
+    scale_span,
+    scores_span,
+    signed_bytes,
+    turned_bytes,
+    turned_signed,
+    weights_span,
+)  # fmt: skip
+from nacz.kernels.tiles import SUMS, SUMS_AHEAD, tile
 
 BLOCK = 128  # positions per cache block; also what one step of the power-of-two probability scale covers
 HEAD = 64  # width of a head
 BYTES = BLOCK * HEAD  # int8 per block and kv head
-FRACTION = 14  # fixed-point bits of a score in units of log2
 MASKED = -(1 << 30)
-LIMIT = np.float32(2.0**28)  # scores are clamped here, before the conversion that would differ between machines
+ROWS = 6  # rows per tile
+TOGETHER = 12  # rows that walk the blocks together
 LEAST = 24  # a block whose largest weight is 2^-24 of the row's largest adds nothing
 
 
 @compiled
-def _turn(x: Any, at: int, cos: Any, sin: Any, angle: int, out: Any) -> None:
-    """RoPE of one head: pairs (i, i + 32) turned by the angles cos/sin[angle + i]; float32[64] into out."""
-    half = HEAD // 2
-    first, second = x[at : at + half], x[at + half : at + HEAD]
-    c, s = cos[angle : angle + half], sin[angle : angle + half]
-    for i in range(half):
-        out[i] = first[i] * c[i] - second[i] * s[i]
-        out[half + i] = second[i] * c[i] + first[i] * s[i]
-
-
-@compiled
-def put_query(x: Any, at: int, cos: Any, sin: Any, angle: int, unit: Any, turned: Any, q: Any, q_at: int) -> Any:
+def put_query(x: Any, at: int, cos: Any, sin: Any, angle: int, unit: Any, q: Any, q_at: int) -> Any:
     """Turn and quantise one query head to bytes around 128; returns its step times `unit` (float32)."""
-    _turn(x, at, cos, sin, angle, turned)
-    top = largest(turned, 0, HEAD)
-    inverse = np.float32(127.0) / max(top, np.float32(2.0**-60))
-    out = q[q_at : q_at + HEAD]
-    for i in range(HEAD):
-        out[i] = np.uint8(iadd(round_near(turned[i] * inverse), 128))
+    top, _ = turned_bytes(x, at, cos, sin, angle, q, q_at)
     return (top / np.float32(127.0)) * unit
 
 
 @compiled
-def put_key(
-    x: Any, at: int, cos: Any, sin: Any, angle: int, turned: Any, keys: Any, block_at: int, j: int,
-    key_step: Any, key_sum: Any, index: int,
-) -> None:
+def put_key(x: Any, at: int, cos: Any, sin: Any, angle: int, small: Any, c: Any, block_at: int, j: int, index: int) -> None:
     """Turn and quantise one key into row j of its block, laid out as packed columns ([j/16][16][j%16][4])."""
-    _turn(x, at, cos, sin, angle, turned)
-    top = largest(turned, 0, HEAD)
-    inverse = np.float32(127.0) / max(top, np.float32(2.0**-60))
-    out = keys[block_at + (j >> 4) * 16 * HEAD + (j & 15) * 4 :]
-    total = np.int32(0)
+    top, total = turned_signed(x, at, cos, sin, angle, small, 0)
+    base = block_at + (j >> 4) * 16 * HEAD + (j & 15) * 4
+    out = c.keys[base : base + 16 * HEAD - 60]
     for i in range(HEAD):
-        v = round_near(turned[i] * inverse)
-        out[(i >> 2) * 64 + (i & 3)] = np.int8(v)
-        total = iadd(total, v)
-    key_step[index] = top / np.float32(127.0)
-    key_sum[index] = imul(total, 128)
+        out[(i >> 2) * 64 + (i & 3)] = small[i]
+    c.key_step[index] = top / np.float32(127.0)
+    c.key_sum[index] = imul(total, 128)
 
 
 @compiled
-def put_value(x: Any, at: int, values: Any, block_at: int, j: int, value_step: Any, index: int) -> None:
+def put_value(x: Any, at: int, small: Any, c: Any, block_at: int, j: int, index: int) -> None:
     """Quantise one value into column j of its block: packed with the 128 positions as terms ([d/16][32][d%16][4])."""
-    top = largest(x, at, HEAD)
-    inverse = np.float32(127.0) / max(top, np.float32(2.0**-60))
-    row, out = x[at : at + HEAD], values[block_at + (j >> 2) * 64 + (j & 3) :]
+    top, _ = signed_bytes(x, at, small, 0)
+    base = block_at + (j >> 2) * 64 + (j & 3)
+    out = c.values[base:]
     for d in range(HEAD):
-        out[(d >> 4) * 16 * BLOCK + (d & 15) * 4] = np.int8(round_near(row[d] * inverse))
-    value_step[index] = top / np.float32(127.0)
+        out[(d >> 4) * 16 * BLOCK + (d & 15) * 4] = small[d]
+    c.value_step[index] = top / np.float32(127.0)
 
 
 @compiled
@@ -106,7 +86,8 @@ def _sums(kern: Any, mr: int, a: Any, a_at: int, a_row: int, b: Any, b_at: int, 
     elif mr == 4:
         tile(kern, a, a_at, a_row, b, b_at, w, k4, out, out_at, out_row, 4, 4, out, out, 0, out, out, 0, SUMS, 0)
     elif mr == 3:
-        tile(kern, a, a_at, a_row, b, b_at, w, k4, out, out_at, out_row, 3, 4, out, out, 0, out, out, 0, SUMS, 0)
+        # One query and its group of three heads: a decoder, whose time is spent reading the cache.
+        tile(kern, a, a_at, a_row, b, b_at, w, k4, out, out_at, out_row, 3, 4, out, out, 0, out, out, 0, SUMS_AHEAD, BYTES)
     elif mr == 2:
         tile(kern, a, a_at, a_row, b, b_at, w, k4, out, out_at, out_row, 2, 4, out, out, 0, out, out, 0, SUMS, 0)
     else:
@@ -117,139 +98,114 @@ def _sums(kern: Any, mr: int, a: Any, a_at: int, a_row: int, b: Any, b_at: int, 
 def _scores(
     sums: Any, at: int, seen: int, key_sum: Any, key_step: Any, index: int, step: Any, scores: Any, to: int
 ) -> Any:
-    """A block of sums of one row to fixed-point scores; returns their maximum. Keys from `seen` on are masked.
-
-    Loops run over slices of a constant length: a variable one leaves up to 63 keys to a scalar tail (6 times slower), and
-    an index that could be negative is not vectorised at all (40 times).
-    """
-    dot, offset, unit, out = sums[at : at + BLOCK], key_sum[index:], key_step[index:], scores[to : to + BLOCK]
-    top = np.int32(MASKED)
-    for j in range(BLOCK):
-        v = (to_float(isub(dot[j], offset[j])) * unit[j]) * step
-        t = trunc(min(max(v, -LIMIT), LIMIT))
-        out[j] = t
-        top = imax(top, t)
+    """A block of sums of one row to fixed-point scores; returns their maximum. Keys from `seen` on are masked."""
+    top = scores_span(sums, at, key_sum, key_step, index, step, scores, to)
     if seen < BLOCK:
         top = np.int32(MASKED)
+        row = scores[to : to + BLOCK]
         for j in range(seen):
-            top = imax(top, out[j])
+            top = imax(top, row[j])
         for j in range(seen, BLOCK):
-            out[j] = MASKED
+            row[j] = MASKED
     return top
 
 
 @compiled
-def _weights(scores: Any, at: int, top: Any, value_step: Any, index: int) -> Any:
-    """Scores to the bits of float32 weights (probability x value step), in place; returns (sum of integer
-    exponentials, largest bits). Masked scores become 0."""
-    row, unit = scores[at : at + BLOCK], value_step[index : index + BLOCK]
-    total = np.int32(0)
-    high = np.int32(0)
-    for j in range(BLOCK):
-        e = int_exp2(isub(top, row[j]), FRACTION)
-        total = iadd(total, e)
-        w = bits_of(to_float(e) * unit[j])
-        row[j] = w
-        high = imax(high, w)
-    return total, high
-
-
-@compiled
-def _to_bytes(scores: Any, at: int, unit: Any, p: Any, p_at: int) -> None:
-    row, out = scores[at : at + BLOCK], p[p_at : p_at + BLOCK]
-    for j in range(BLOCK):
-        out[j] = np.uint8(imin(trunc(float_of(row[j]) * unit + np.float32(0.5)), 255))
-
-
-@compiled
-def _weighted_values(kern: Any, mr: int, p: Any, values: Any, v_at: int, sums: Any, factor: Any, acc: Any) -> None:
+def _weighted_values(
+    kern: Any, mr: int, p: Any, values: Any, v_at: int, sums: Any, factor: Any, acc: Any, acc_at: int
+) -> None:
     """acc[r] += factor[r] * (p[r] . values) for 64 dimensions.
 
-    |sum| <= 128 * 255 * 127 < 2^22, factor is a power of two in [2^-24, 1]: all terms are multiples of 2^-24 below 2^22,
-    and with at most 2^7 blocks the float64 accumulator needs 53 bits: it is exact, so the order of blocks is free.
+    |sum| <= 128 * 255 * 127 < 2^22, factor is a power of two in [2^-24, 1]: all terms are multiples of 2^-24 below
+    2^22, and with at most 2^7 blocks the float64 accumulator needs 53 bits: it is exact, so the order of blocks is free.
     """
     _sums(kern, mr, p, 0, BLOCK, values, v_at, BLOCK, sums, 0, HEAD)
     for r in range(mr):
-        f = factor[r]
-        if f != 0.0:
-            row, out = sums[r * HEAD : (r + 1) * HEAD], acc[r * HEAD : (r + 1) * HEAD]
-            for d in range(HEAD):
-                out[d] = out[d] + np.float64(row[d]) * f
+        if factor[r] != 0.0:
+            add_span(sums, r * HEAD, factor[r], acc, acc_at + r * HEAD)
 
 
 @compiled
 def attend(
-    kern: Any, rows: int, position: int, group: int, slots: int, q: Any, q_step: Any, q_sink: Any, q_sink_step: Any,
-    keys: Any, key_step: Any, key_sum: Any, values: Any, value_step: Any, cache_at: int,
-    scores: Any, sums: Any, p: Any, acc: Any, out: Any, out_at: int, out_row: int,
-) -> None:
+    kern: Any, rows: int, position: int, group: int, slots: int, c: Any, cache_at: int, s: Any,
+    out: Any, out_at: int, out_row: int,
+) -> None:  # fmt: skip
     """Attention of `rows` consecutive positions from `position` on, all in one block, for one kv head.
 
-    q, q_sink: uint8 [rows, group, 64] as `put_query` makes them (q_sink turned for the pinned block), with steps per row and
-    head. keys/values: int8, this kv head's `slots` blocks from slot index `cache_at` on; steps and sums alike per position.
-    scores int32[6, slots * 128], sums int32[6 * 128], p uint8[6 * 128], acc float64[6 * 64]: scratch. out: float32, the
-    group's heads of row r at out_at + r * out_row.
+    c: a cache (keys, values: int8 blocks; key_step, key_sum, value_step per position), of which this kv head owns `slots`
+    blocks from `cache_at` on. s: scratch with q (uint8 [2][rows, group, 64] as `put_query` makes them, the second half
+    turned for the pinned block), their steps, and the work space of `Scratch`. out: float32; the group's heads of row r
+    go to out_at + r * out_row.
     """
+    # Taken out of their tuples once: each access inside the loops would count references.
+    keys, key_sum, key_step, values, value_step = c.keys, c.key_sum, c.key_step, c.values, c.value_step
+    q, q_step, scores, sums, p, acc = s.q, s.q_step, s.scores, s.sums, s.p, s.acc
+    top, total, peak, high, factor = s.top, s.total, s.peak, s.high, s.factor
+    sink_row = q_step.size // 2
     current = position // BLOCK
     oldest = max(1, current - (slots - 2))
     blocks = 1 + max(0, current - oldest + 1)
     width = slots * BLOCK
-    high = np.empty((6, slots), np.int32)
-    top = np.empty(6, np.int32)
-    total = np.empty(6, np.int64)
-    peak = np.empty(6, np.int32)
-    factor = np.empty(6, np.float64)
     n_rows = rows * group
-    tiles = (n_rows + 5) // 6
+    # Each row tile walks all blocks three times: scores, weights, values. Several tiles go together, so that a block read
+    # once from the second-level cache serves them all.
     row = 0
-    for t in range(tiles):
-        mr = (n_rows - row + (tiles - t) - 1) // (tiles - t)
-        for r in range(mr):
+    while row < n_rows:
+        together = min(TOGETHER, n_rows - row)
+        for r in range(together):
             top[r] = MASKED
+            total[r] = 0
+            peak[r] = 0
         for i in range(blocks):
             block = 0 if i == 0 else oldest + i - 1
             slot = cache_at + (0 if i == 0 else 1 + (block - 1) % (slots - 1))
-            source, steps = (q_sink, q_sink_step) if i == 0 else (q, q_step)
-            for half in range(2):
-                _sums(kern, mr, source, row * HEAD, HEAD, keys, slot * BYTES + half * (BYTES >> 1), HEAD, sums, half * 64, BLOCK)
-            for r in range(mr):
-                seen = BLOCK if block < current else position + (row + r) // group - block * BLOCK + 1
-                high_r = _scores(
-                    sums, r * BLOCK, seen, key_sum, key_step, slot * BLOCK, steps[row + r], scores, r * width + i * BLOCK
-                )
-                top[r] = imax(top[r], high_r)
-        for r in range(mr):
-            total[r] = 0
-            peak[r] = 0
-            for i in range(blocks):
-                block = 0 if i == 0 else oldest + i - 1
-                slot = cache_at + (0 if i == 0 else 1 + (block - 1) % (slots - 1))
-                some, bits = _weights(scores, r * width + i * BLOCK, top[r], value_step, slot * BLOCK)
+            turned = sink_row if i == 0 else 0
+            for first in range(0, together, ROWS):
+                mr = min(ROWS, together - first)
+                at = (turned + row + first) * HEAD
+                _sums(kern, mr, q, at, HEAD, keys, slot * BYTES, HEAD, sums, 0, BLOCK)
+                _sums(kern, mr, q, at, HEAD, keys, slot * BYTES + (BYTES >> 1), HEAD, sums, 64, BLOCK)
+                for r in range(mr):
+                    j = first + r
+                    seen = BLOCK if block < current else position + (row + j) // group - block * BLOCK + 1
+                    found = _scores(
+                        sums, r * BLOCK, seen, key_sum, key_step, slot * BLOCK, q_step[turned + row + j],
+                        scores, j * width + i * BLOCK,
+                    )  # fmt: skip
+                    top[j] = imax(top[j], found)
+        for i in range(blocks):
+            block = 0 if i == 0 else oldest + i - 1
+            slot = cache_at + (0 if i == 0 else 1 + (block - 1) % (slots - 1))
+            for r in range(together):
+                some, bits = weights_span(scores, r * width + i * BLOCK, top[r], value_step, slot * BLOCK)
                 total[r] += np.int64(some)
-                high[r, i] = bits
-                peak[r] = imax(peak[r], sar(bits, 23))
-        for d in range(mr * HEAD):
+                exponent = sar(bits, 23)
+                high[r * slots + i] = exponent
+                peak[r] = imax(peak[r], exponent)
+        for d in range(together * HEAD):
             acc[d] = 0.0
         for i in range(blocks):
             block = 0 if i == 0 else oldest + i - 1
             slot = cache_at + (0 if i == 0 else 1 + (block - 1) % (slots - 1))
-            for r in range(mr):
-                exponent = sar(high[r, i], 23)
-                below = isub(peak[r], exponent)
-                if exponent < 16 or below > LEAST:
-                    factor[r] = 0.0
-                    for j in range(r * BLOCK, (r + 1) * BLOCK):
-                        p[j] = 0
-                else:
-                    factor[r] = np.float64(float_of(shl(isub(127, below), 23)))
-                    unit = float_of(shl(isub(2 * 127 + 7, exponent), 23))
-                    _to_bytes(scores, r * width + i * BLOCK, unit, p, r * BLOCK)
-            _weighted_values(kern, mr, p, values, slot * BYTES, sums, factor, acc)
-        for r in range(mr):
+            for first in range(0, together, ROWS):
+                mr = min(ROWS, together - first)
+                for r in range(mr):
+                    j = first + r
+                    exponent = high[j * slots + i]
+                    below = isub(peak[j], exponent)
+                    if exponent < 16 or below > LEAST:
+                        factor[r] = 0.0
+                        bytes_span(scores, 0, np.float32(0.0), p, r * BLOCK)
+                    else:
+                        factor[r] = np.float64(float_of(shl(isub(127, below), 23)))
+                        unit = float_of(shl(isub(2 * 127 + 7, exponent), 23))
+                        bytes_span(scores, j * width + i * BLOCK, unit, p, r * BLOCK)
+                _weighted_values(kern, mr, p, values, slot * BYTES, sums, factor, acc, first * HEAD)
+        for r in range(together):
             to = out_at + ((row + r) // group) * out_row + ((row + r) % group) * HEAD
             # A weight of 2^(exponent - 127) became 2^7: undo it with the row's largest exponent.
-            back = np.float64(float_of(shl(isub(peak[r], 7), 23))) / np.float64(total[r]) if peak[r] > 7 else 0.0
-            row_acc, row_out = acc[r * HEAD : (r + 1) * HEAD], out[to : to + HEAD]
-            for d in range(HEAD):
-                row_out[d] = np.float32(row_acc[d] * back)
-        row += mr
+            back = 0.0
+            if peak[r] > 7:
+                back = np.float64(float_of(shl(isub(peak[r], 7), 23))) / np.float64(total[r])
+            scale_span(acc, r * HEAD, back, out, to)
+        row += together

@@ -25,7 +25,8 @@ F16 = ir.VectorType(F32, 16)
 
 SUMS = 0  # a tile writes its int32 sums
 SCALED = 1  # a tile writes the float32 result of the epilogue
-SCALED_AHEAD = 2  # the same, and prefetches `b` further on
+SUMS_AHEAD = 2  # int32 sums, and prefetches `b` further on
+SCALED_AHEAD = 3  # float32 result, and prefetches
 
 
 # A kernel is passed through compiled code as a value of its own type: the type selects the implementation and is part of
@@ -244,26 +245,27 @@ def _emit(context: Any, builder: Any, sig: Any, args: Any, mr: int, nr: int, mod
     a, b, out = builder.add(data(1), args[2]), builder.add(data(4), args[5]), words(data(8), args[9])
     rows = [builder.add(a, builder.mul(a_row, I64(i))) for i in range(mr)]
     columns = [builder.add(b, builder.mul(b_column, I64(j))) for j in range(nr)]
-    ahead = args[20] if mode == SCALED_AHEAD else None
+    ahead = args[20] if mode >= SUMS_AHEAD else None
+    scaled = mode in (SCALED, SCALED_AHEAD)
     for first in range(0, nr, step.columns_at_once):
         some = columns[first : first + step.columns_at_once]
         sums = _column_sums(builder, step, rows, some, k4, ahead)
-        if mode != SUMS:
+        if scaled:
             row0, col0 = args[15], args[18]
             zero, scale = words(data(13), row0), words(data(14), row0)
             colsum, colscale = words(data(16), col0), words(data(17), col0)
         for j in range(len(some)):
             at = I64(16 * (first + j))
-            if mode != SUMS:
+            if scaled:
                 csum = _load(builder, words(colsum, at), V16, 4)
                 cscale = _load(builder, words(colscale, at), F16, 4)
             for m in range(mr):
                 where = builder.inttoptr(
                     words(out, builder.add(builder.mul(out_row, I64(m)), at)),
-                    (V16 if mode == SUMS else F16).as_pointer(),
+                    (F16 if scaled else V16).as_pointer(),
                 )
                 value = sums[m][j]
-                if mode != SUMS:
+                if scaled:
                     z = _splat(builder, _load(builder, words(zero, I64(m)), I32, 4), V16)
                     s = _splat(builder, _load(builder, words(scale, I64(m)), F32, 4), F16)
                     value = builder.sitofp(builder.sub(value, builder.mul(z, csum)), F16)
@@ -281,9 +283,9 @@ def tile(
     """Emit one tile. `mr`, `nr` and `mode` are literals; everything else is known at run time.
 
     a: uint8[], first row at `a_at`, rows `a_row` bytes apart. b: int8[] packed, 64-byte aligned, column blocks `b_column`
-    bytes apart from `b_at`. out: int32[] (SUMS) or float32[], at `out_at`, rows `out_row` elements apart.
+    bytes apart from `b_at`. out: int32[] (SUMS...) or float32[], at `out_at`, rows `out_row` elements apart.
     zero int32[], scale float32[] per row from `row0`; colsum int32[], colscale float32[] per column from `col0`.
-    `ahead`: how many bytes further on in `b` to prefetch (SCALED_AHEAD only).
+    `ahead`: how many bytes further on in `b` to prefetch (the AHEAD modes only).
     """
     if not all(isinstance(x, types.IntegerLiteral) for x in (mr, nr, mode)):
         return None

@@ -13,13 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nacz.kernels.attention import BLOCK, BYTES, HEAD, attend, put_key, put_query, put_value
+from nacz.kernels.attention import BLOCK, BYTES, HEAD, TOGETHER, attend, put_key, put_query, put_value
+from nacz.kernels.attention import ROWS as ATTENTION_ROWS
 from nacz.kernels.compile import compiled
 from nacz.kernels.gemm import scaled_product
 from nacz.kernels.rope import angles
 from nacz.kernels.rows import add_rows, gated_rows, normalise_rows, quantise_rows, rotate_rows
 from nacz.weights.exact import Architecture, ExactModel, ffn_mixing
 
+CONTRACT = 0  # version of this arithmetic; archives record it, and any change of a result raises it
 LOG2_E = 1.4426950408889634
 QUERY_UNIT = np.float32(LOG2_E / 8.0 * 16384.0)  # 1/sqrt(64), natural to binary logarithm, 14 fraction bits
 
@@ -86,12 +88,15 @@ class Scratch(NamedTuple):
     step: Any
     cos: Any
     sin: Any
-    turned: Any
+    small: Any
     q: Any
     q_step: Any
-    q_sink: Any
-    q_sink_step: Any
     scores: Any
+    top: Any
+    total: Any
+    peak: Any
+    high: Any
+    factor: Any
     sums: Any
     p: Any
     acc: Any
@@ -127,6 +132,7 @@ def make_weights(model: ExactModel) -> Weights:
     """Weights of a model; nothing is copied but the head's steps, which take the change to binary logarithms."""
     arrays = dict(model.arrays)
     arrays["head_step"] = arrays["head_step"] * np.float32(LOG2_E)
+    arrays["head_step"].setflags(write=False)  # one type for all weights, or everything is compiled twice
     return Weights(**{name: arrays[name].reshape(-1) for name in Weights._fields})
 
 
@@ -157,15 +163,18 @@ def make_scratch(shape: Shape, rows: int) -> Scratch:
         step=aligned(rows, np.float32),
         cos=aligned(2 * rows * (HEAD // 2), np.float32),
         sin=aligned(2 * rows * (HEAD // 2), np.float32),
-        turned=aligned(HEAD, np.float32),
-        q=aligned(per_head * HEAD, np.uint8),
-        q_step=aligned(per_head, np.float32),
-        q_sink=aligned(per_head * HEAD, np.uint8),
-        q_sink_step=aligned(per_head, np.float32),
-        scores=aligned(6 * shape.slots * BLOCK, np.int32),
-        sums=aligned(6 * BLOCK, np.int32),
-        p=aligned(6 * BLOCK, np.uint8),
-        acc=aligned(6 * HEAD, np.float64),
+        small=aligned(HEAD, np.int8),
+        q=aligned(2 * per_head * HEAD, np.uint8),
+        q_step=aligned(2 * per_head, np.float32),
+        scores=aligned(TOGETHER * shape.slots * BLOCK, np.int32),
+        top=aligned(TOGETHER, np.int32),
+        total=aligned(TOGETHER, np.int64),
+        peak=aligned(TOGETHER, np.int32),
+        high=aligned(TOGETHER * shape.slots, np.int32),
+        factor=aligned(ATTENTION_ROWS, np.float64),
+        sums=aligned(ATTENTION_ROWS * BLOCK, np.int32),
+        p=aligned(ATTENTION_ROWS * BLOCK, np.uint8),
+        acc=aligned(TOGETHER * HEAD, np.float64),
     )
 
 
@@ -179,30 +188,23 @@ def _attention_rows(
     group = shape.heads // shape.kv_heads
     block, offset = position // BLOCK, position % BLOCK
     slot = 0 if block == 0 else 1 + (block - 1) % (shape.slots - 1)
+    wide, cos, sin, small, q, q_step = s.wide, s.cos, s.sin, s.small, s.q, s.q_step
+    sink = q_step.size // 2
     for h in range(shape.kv_heads):
         cache_at = ((lane * shape.layers + layer) * shape.kv_heads + h) * shape.slots
         for r in range(count):
             row, angle, j = first + r, (first + r) * 2 * half, offset + r
             index = (cache_at + slot) * BLOCK + j
             at = row * qkv + (shape.heads + h) * HEAD
-            put_key(
-                s.wide, at, s.cos, s.sin, angle, s.turned, cache.keys, (cache_at + slot) * BYTES, j,
-                cache.key_step, cache.key_sum, index,
-            )  # fmt: skip
-            at += shape.kv_heads * HEAD
-            put_value(s.wide, at, cache.values, (cache_at + slot) * BYTES, j, cache.value_step, index)
+            put_key(wide, at, cos, sin, angle, small, cache, (cache_at + slot) * BYTES, j, index)
+            put_value(wide, at + shape.kv_heads * HEAD, small, cache, (cache_at + slot) * BYTES, j, index)
             for g in range(group):
                 i = r * group + g
                 at = row * qkv + (h * group + g) * HEAD
-                s.q_step[i] = put_query(s.wide, at, s.cos, s.sin, angle, QUERY_UNIT, s.turned, s.q, i * HEAD)
-                s.q_sink_step[i] = put_query(
-                    s.wide, at, s.cos, s.sin, angle + half, QUERY_UNIT, s.turned, s.q_sink, i * HEAD
-                )
-        attend(
-            kern, count, position, group, shape.slots, s.q, s.q_step, s.q_sink, s.q_sink_step,
-            cache.keys, cache.key_step, cache.key_sum, cache.values, cache.value_step, cache_at,
-            s.scores, s.sums, s.p, s.acc, s.hidden, first * shape.dim + h * group * HEAD, shape.dim,
-        )  # fmt: skip
+                q_step[i] = put_query(wide, at, cos, sin, angle, QUERY_UNIT, q, i * HEAD)
+                q_step[sink + i] = put_query(wide, at, cos, sin, angle + half, QUERY_UNIT, q, (sink + i) * HEAD)
+        at = first * shape.dim + h * group * HEAD
+        attend(kern, count, position, group, shape.slots, cache, cache_at, s, s.hidden, at, shape.dim)
 
 
 @compiled

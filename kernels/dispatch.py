@@ -1,0 +1,93 @@
+"""Which implementation runs: what the processor has, a self-test of known answers, and `NACZ_KERNEL`.
+
+Every implementation gives the same bits, so the choice is one of speed alone; the self-test is there because a processor,
+an emulator or a compiler may be wrong, and an archive written with wrong arithmetic would decode nowhere else.
+
+Knows processors. Does not know what is computed.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from functools import lru_cache
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+from nacz.kernels.gemm import pack, scaled_product
+from nacz.kernels.tiles import Avx2, Neon, Plain, Vnni512
+from numba.core import config
+
+from nacz.errors import InternalError, UsageError
+
+# Fastest first.
+KERNELS: dict[str, Any] = {"vnni512": Vnni512(), "avx2": Avx2(), "neon": Neon(), "plain": Plain()}
+
+
+def _features() -> dict[str, bool]:
+    """Features of the processor that Numba compiles for. With NUMBA_CPU_NAME it is not this one: claim nothing."""
+    if config.CPU_NAME or config.CPU_FEATURES:
+        return {}
+    return dict(llvm.get_host_cpu_features())
+
+
+def usable() -> list[str]:
+    """Names of the implementations that this processor can run, fastest first."""
+    has = _features()
+    able = {
+        "vnni512": has.get("avx512vnni", False) and has.get("avx512bw", False) and has.get("avx512vl", False),
+        "avx2": has.get("avx2", False),
+        "neon": platform.machine() in ("aarch64", "arm64") and has.get("dotprod", False),
+        "plain": True,
+    }
+    return [name for name in KERNELS if able[name]]
+
+
+def self_test(kern: Any) -> bool:
+    """Whether an implementation gives the known sums, for 1 to 6 rows and with extreme bytes."""
+    k, n = 64, 64
+    m = np.arange(1, 22 * k + 1, dtype=np.int64)
+    a = ((m * m * 31 + m * 7) % 256).astype(np.uint8)
+    a[:k], a[k : 2 * k] = 255, 0
+    b = ((np.arange(n * k, dtype=np.int64) * 73 + 11) % 255 - 127).astype(np.int8).reshape(n, k)
+    b[0], b[1] = 127, -127
+    # Arrays of the types that models have: read-only weights.
+    packed, step, total = pack(b), np.ones(n, np.float32), b.sum(axis=1, dtype=np.int32)
+    aligned = np.zeros(n * k + 64, np.int8)
+    start = -aligned.ctypes.data % 64
+    aligned = aligned[start : start + n * k]
+    aligned[:] = packed
+    for array in (aligned, step, total):
+        array.setflags(write=False)
+    first = 0
+    for rows in range(1, 7):
+        some = a[first * k : (first + rows) * k]
+        out = np.empty(rows * n, np.float32)
+        zero, scale = np.full(rows, 3, np.int32), np.full(rows, 0.5, np.float32)
+        scaled_product(kern, rows, n, k, some, zero, scale, aligned, 0, total, step, 0, out)
+        sums = some.reshape(rows, k).astype(np.int64) @ b.T.astype(np.int64) - 3 * total.astype(np.int64)
+        if not np.array_equal(out.reshape(rows, n), (sums * 0.5).astype(np.float32)):
+            return False
+        first += rows
+    return True
+
+
+@lru_cache(maxsize=1)
+def chosen() -> tuple[str, Any]:
+    """(name, implementation) to use in this process: the one that NACZ_KERNEL names, else the fastest that passes.
+
+    Raises UsageError for an unknown or unusable name, InternalError when nothing passes the self-test.
+    """
+    names = usable()
+    forced = os.environ.get("NACZ_KERNEL")
+    if forced:
+        if forced not in KERNELS:
+            raise UsageError(f"NACZ_KERNEL must be one of {', '.join(KERNELS)}: {forced}")
+        if forced not in names and not config.CPU_NAME:
+            raise UsageError(f"this processor cannot run the kernel that NACZ_KERNEL names: {forced}")
+        names = [forced]
+    for name in names:
+        if self_test(KERNELS[name]):
+            return name, KERNELS[name]
+    raise InternalError(f"no kernel passes its self-test: {', '.join(names)}")

@@ -1,0 +1,156 @@
+"""The language-model predictor: a segment of bytes to tokens, to lanes, to one coded stream, and back.
+
+Chooses window and lanes from level and size, never from the machine, and writes all that decoding needs into the segment's
+parameters. Knows models, tokenizers and lanes. Does not know files or the container.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from nacz.coder.range_coder import encode_intervals
+from nacz.formats.varint import decode_varint, encode_varint
+from nacz.kernels.attention import BLOCK
+from nacz.kernels.dispatch import chosen
+from numpy.typing import NDArray
+
+from nacz.errors import CorruptDataError, UnsupportedVersionError, UsageError
+from nacz.lanes import Progress, cache_bytes, decode_lanes, encode_lanes, fitted, lane_lengths
+from nacz.predictors.transformer import CONTRACT, make_shape, make_weights
+from nacz.segment_coder import (
+    LANGUAGE_MODEL, CodecOptions, ModelIdentity, ModelProgress, SegmentProgress,
+)  # fmt: skip
+from nacz.weights.store import LoadedModel, load_model
+
+PARAMS_VERSION = 0
+MIN_WINDOW, MAX_WINDOW = 2 * BLOCK, 128 * BLOCK
+MAX_LANES = 256
+MAX_CACHE = 2 << 30  # bytes of keys and values that a decoder will ever take
+LANE_POSITIONS = 16 * 2048  # window x lanes: bounds the cache to 380 MB for the default model
+
+
+class _Effort(NamedTuple):
+    """What a level buys: tokens of context, and how long a lane must be before another one starts."""
+
+    window: int
+    lane_tokens: int
+
+
+# A lane starts without context, which costs about 50 bytes; more lanes decode faster. Measured in docs/experiments.md.
+EFFORTS = {
+    4: _Effort(512, 3_000),
+    5: _Effort(1_024, 4_500),
+    6: _Effort(2_048, 6_000),
+    7: _Effort(2_048, 16_000),
+    8: _Effort(4_096, 32_000),
+    9: _Effort(8_192, 100_000),
+}
+
+
+class Params(NamedTuple):
+    """Parameters of a segment, as recorded: window in positions, number of lanes, number of tokens."""
+
+    window: int
+    lanes: int
+    tokens: int
+
+    def to_bytes(self) -> bytes:
+        return b"".join(encode_varint(v) for v in (PARAMS_VERSION, self.window // BLOCK, self.lanes, self.tokens))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, plain_size: int) -> Params:
+        """Parse and check everything that does not need the model. Raises CorruptDataError, UnsupportedVersionError."""
+        values, at = [], 0
+        for _ in range(4):
+            value, at = decode_varint(data, at)
+            values.append(value)
+            if values[0] != PARAMS_VERSION:
+                raise UnsupportedVersionError(f"language-model parameters of unknown version: {values[0]}")
+        window, lanes, tokens = values[1] * BLOCK, values[2], values[3]
+        # No token is shorter than half a byte (an escaped byte is two tokens).
+        if at != len(data) or not MIN_WINDOW <= window <= MAX_WINDOW or not 1 <= tokens <= 2 * plain_size:
+            raise CorruptDataError("the language-model parameters of a segment are out of range")
+        if not 1 <= lanes <= min(tokens, MAX_LANES):
+            raise CorruptDataError(f"a segment cannot have {lanes} lanes")
+        return cls(window, lanes, tokens)
+
+
+def default_lanes(tokens: int, window: int, lane_tokens: int) -> int:
+    """Lanes for a segment: a function of its tokens and the level's effort alone."""
+    return max(1, min(tokens // lane_tokens, LANE_POSITIONS // window, MAX_LANES))
+
+
+class LanguageModelCoder:
+    """Codes segments with an exact language model (see SegmentCoder). Loads the model when first needed."""
+
+    predictor_id = LANGUAGE_MODEL
+    # Context does not cross segments: 4 MB is long against any window and short enough to bound what damage costs.
+    default_segment_size = 4_000_000
+    needs_model = True
+
+    def __init__(self, options: CodecOptions) -> None:
+        self._options = options
+        self._model: LoadedModel | None = None
+
+    def _loaded(self, progress: ModelProgress | None = None) -> LoadedModel:
+        if self._model is None:
+            self._model = load_model(self._options.model, offline=self._options.offline, progress=progress)
+        return self._model
+
+    def model_identity(self, progress: ModelProgress | None = None) -> ModelIdentity:
+        model = self._loaded(progress)
+        return ModelIdentity(model.name, model.weights_hash[:8], model.tokenizer_hash[:4], CONTRACT)
+
+    def encode(
+        self, data: bytes, *, options: CodecOptions, threads: int, progress: SegmentProgress | None
+    ) -> tuple[bytes, bytes]:
+        model = self._loaded()
+        tokens = model.vocabulary.encode(data)
+        effort = EFFORTS[max(min(options.level, 9), 4)]
+        window = options.window or effort.window
+        if window % BLOCK or not MIN_WINDOW <= window <= MAX_WINDOW:
+            raise UsageError(f"window must be a multiple of {BLOCK} from {MIN_WINDOW} to {MAX_WINDOW}: {window}")
+        lanes = options.lanes or default_lanes(tokens.size, window, effort.lane_tokens)
+        lanes = min(lanes, int(tokens.size))
+        shape = make_shape(model.architecture, window)
+        if lanes > MAX_LANES or cache_bytes(fitted(shape, int(lane_lengths(tokens.size, lanes)[0])), lanes) > MAX_CACHE:
+            raise UsageError(f"too many lanes for a decoder's memory: {lanes}")
+        intervals = encode_lanes(
+            chosen()[1], shape, make_weights(model), model.vocabulary.bos_id, tokens, lanes, threads,
+            _translated(progress, model, tokens.size, lanes),
+        )  # fmt: skip
+        return Params(window, lanes, int(tokens.size)).to_bytes(), encode_intervals(*intervals)
+
+    def decode(
+        self, params: bytes, payload: bytes, plain_size: int, *, threads: int, progress: SegmentProgress | None
+    ) -> bytes:
+        p = Params.from_bytes(params, plain_size)
+        model = self._loaded()
+        shape = make_shape(model.architecture, p.window)
+        if cache_bytes(fitted(shape, int(lane_lengths(p.tokens, p.lanes)[0])), p.lanes) > MAX_CACHE:
+            raise CorruptDataError("a segment asks for more memory than any encoder would")
+        tokens = decode_lanes(
+            chosen()[1], shape, make_weights(model), model.vocabulary.bos_id, np.frombuffer(payload, np.uint8),
+            p.tokens, p.lanes, threads, _translated(progress, model, p.tokens, p.lanes),
+        )  # fmt: skip
+        return model.vocabulary.decode(tokens)
+
+
+def _translated(
+    progress: SegmentProgress | None, model: LoadedModel, tokens: int, lanes: int
+) -> Progress | None:
+    """Progress in tokens per lane to progress in plain bytes. An escaped byte counts half for each of its tokens."""
+    if progress is None:
+        return None
+    vocabulary = model.vocabulary
+    halves = np.zeros(model.architecture.vocab, np.int64)
+    halves[: vocabulary.n_vocab] = 2 * vocabulary.lengths.astype(np.int64)
+    halves[list(vocabulary.escape_ids)] = 1
+    starts = np.concatenate([[0], np.cumsum(lane_lengths(tokens, lanes))])
+
+    def report(done: NDArray[np.int64], ids: NDArray[np.int32], coded: int) -> None:
+        plain = sum(int(halves[ids[s : s + n]].sum()) for s, n in zip(starts, done, strict=False)) // 2
+        progress(plain, coded, int(done.sum()))
+
+    return report
