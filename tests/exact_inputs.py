@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 from typing import Any
 
-import llvmlite.binding as llvm
 import numpy as np
 import pytest
 import tiny
-from nacz.kernels import tiles
-from numba.core import config
+from nacz.kernels.dispatch import KERNELS as KERNELS_BY_NAME
+from nacz.kernels.dispatch import usable
 from numpy.typing import NDArray
 
 from nacz.predictors.transformer import aligned
@@ -19,23 +17,7 @@ from nacz.predictors.transformer import aligned
 F = np.float32
 
 
-def kernels_here() -> list[Any]:
-    """The implementations that this machine, or the one that Numba is told to compile for, can run."""
-    found = [tiles.Plain()]
-    if config.CPU_NAME or config.CPU_FEATURES:
-        return found
-    has = llvm.get_host_cpu_features()
-    if platform.machine() in ("x86_64", "AMD64"):
-        if has.get("avx2"):
-            found.append(tiles.Avx2())
-        if has.get("avx512f") and has.get("avx512bw") and has.get("avx512vnni"):
-            found.append(tiles.Vnni512())
-    elif platform.machine() in ("aarch64", "arm64") and has.get("dotprod"):
-        found.append(tiles.Neon())
-    return found
-
-
-KERNELS = kernels_here()
+KERNELS = [KERNELS_BY_NAME[name] for name in usable()]
 each_kernel = pytest.mark.parametrize("kern", KERNELS, ids=lambda kern: type(kern).__name__)
 
 

@@ -66,6 +66,7 @@ _FIXED = struct.Struct("<QQ32s32sQ")
 _SHAPE = struct.Struct("<7Idd")
 _MAX_HEADER = 1 << 16
 _MAX_TOKENIZER = 1 << 28
+_MAX_STEP = 16.0
 _GGUF_MAGIC = b"GGUF"
 _STALE_SECONDS = 24 * 3600.0
 
@@ -238,6 +239,13 @@ def _parse(data: mmap.mmap, path: Path | None) -> LoadedModel:
     views = {name: np.frombuffer(view, dtype, count, at) for name, (at, dtype, count) in arrays.items()}
     for array in views.values():
         array.setflags(write=False)  # maps in memory are writable, files are not: compiled code sees one type
+    # With steps of at most 16 (real ones are below 0.1) and sums of at most 2^31, no float of a forward pass exceeds
+    # 2^120, whatever the weights: so none is infinite or not a number, on which machines differ.
+    for key, array in views.items():
+        if key.endswith("_step") and not (array.min() >= 0.0 and array.max() <= _MAX_STEP):
+            raise fail(f"array {key} holds steps out of range")
+    if not np.abs(views["rope"]).max() <= 1.0:
+        raise fail("array rope holds values out of range")
     name = next((known for known, pin in PINNED.items() if pin == weights_hash.hex()), "")
     return LoadedModel(arch, views, bytes(view[at:]), weights_hash, tokenizer_hash, name, path)
 
