@@ -63,7 +63,7 @@ class Params(NamedTuple):
         """Parse and check everything that does not need the model. Raises CorruptDataError, UnsupportedVersionError."""
         values, at = [], 0
         for _ in range(4):
-            value, at = decode_varint(data, at)
+            value, at = decode_varint(data, at, "a language-model parameter")
             values.append(value)
             if values[0] != PARAMS_VERSION:
                 raise UnsupportedVersionError(f"language-model parameters of unknown version: {values[0]}")
