@@ -179,9 +179,9 @@ def contexts_3(h: Any, reg: Any, buf: Any, pos: int, ind: Any) -> None:
     h[2] = mix(c4 & 0xFFFF, 2)
     h[3] = mix(c4 & 0xFFFFFF, 3)
     h[4] = mix(c4, 4)
-    h[5] = mix(c4, (c8 & 0xFF) + 0x50000)
+    h[5] = mix(reg[CLASSES], 0x50000)
     h[6] = mix(c4, (c8 & 0xFFFF) + 0x60000)
-    h[7] = mix(mix(c4, c8 & 0xFFFFFF), 0x70000)
+    h[7] = mix(mix(c4 & 0xE0E0E0E0, c8 & 0xE0E0E0E0), 0x70000)
     h[8] = mix(mix(w0, c1), 0x80000)
     h[9] = mix(mix(w0, w1), 0x90000 + c1)
     h[10] = mix(mix(w0, w1), w2 + 0xA0000)
@@ -199,8 +199,8 @@ def contexts_3(h: Any, reg: Any, buf: Any, pos: int, ind: Any) -> None:
     h[19] = mix(mix(ind[65536 + (c4 & 0xFFFF)] & 0xFFFF, c1), 0x130000)
     h[20] = mix(reg[CLASSES], 0x140000 + c1)
     h[21] = mix(mix(reg[TAG], w0), 0x150000 + c1)
-    h[22] = mix(mix(w1, reg[GAP]), 0x160000 + w0)
-    h[23] = mix(mix(reg[FIRST], min(col, 255)), 0x170000 + c1)
+    h[22] = mix(mix(w0, reg[CLASSES] & 0xFFFFFF00), 0x160000)
+    h[23] = mix(c4 & 0xFF00, 0x170000)
 
 
 @njit(cache=True, nogil=True)

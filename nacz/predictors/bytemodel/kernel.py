@@ -24,6 +24,7 @@ SLOT = 21  # two check bytes, 15 states, last byte, its run, two spare
 WAYS = 3  # slots per 64-byte line
 DIRECT = 257 * 17 * 32  # order 0 and order 1 need no check: rows of 32 bytes
 ROW = 32
+DIRECT_BITS = 18  # log2 of the rows of plain probabilities
 ORIGIN = LOGIT_MAX + 1
 BUCKET = 8  # log2 of the logits between two knots of an APM
 KNOTS = 32  # 25 are used; a power of two keeps a row inside two cache lines
@@ -86,14 +87,14 @@ def build(level: Level) -> Any:
     LIMIT = level.limit
     RATE = level.rate
     RATE2 = level.rate2
-    RBOOST = level.rboost
-    RDECAY = level.rdecay
+    RBOOST = level.rate_boost
+    RDECAY = level.rate_decay
     compute = (cx.contexts_1, cx.contexts_2, cx.contexts_3)[LEVEL - 1]
     ND = level.direct
-    DLIMIT = level.direct_limit
+    DLIMIT = 255
     DBASE = N * K
-    MBASE = N * K + 2 * ND
-    DMASK = 0x3FFFF
+    MBASE = level.match_input
+    DMASK = (1 << DIRECT_BITS) - 1
     M32 = cx.M32
     AMASK = 0x3FFF if LEVEL == 1 else 0xFFFF
     ORIG = ORIGIN
@@ -169,6 +170,34 @@ def build(level: Level) -> Any:
                 a1 = (65536 + (cx.mix(c4 & 0xFFFFFF, c0) & AMASK)) * KNOTS
                 touch(apm, a1)
                 touch(apm, a1 + 16)
+                if LEVEL == 3:
+                    a2 = (131072 + (cx.mix(c4 & 0xFFFF, c0) & AMASK)) * KNOTS
+                    a3 = (196608 + (cx.mix(reg[cx.WORD0] + c1, c0) & AMASK)) * KNOTS
+                    touch(apm, a2)
+                    touch(apm, a2 + 16)
+                    touch(apm, a3)
+                    touch(apm, a3 + 16)
+                # ---- predict: matches
+                longest = 0
+                for m in range(NM):
+                    r = cx.MATCH0 + 4 * m
+                    pb = reg[r + 3]
+                    k = MBASE + 2 * m
+                    if pb != 0 and (pb >> (8 - bitpos)) == c0:
+                        e = (pb >> (7 - bitpos)) & 1
+                        length = reg[r + 1]
+                        q = length if length < 16 else (16 + (length - 16) // 8 if length < 64 else min(22 + length // 64, 31))
+                        j = ((m * 32 + q) * 9 + reg[r + 2]) * 2 + e
+                        midx[m] = j
+                        p = mm[j] >> 9
+                        x[k] = stretch[p >> 10]
+                        x[k + 1] = (p - 2097152) >> 11
+                        if q > longest:
+                            longest = q
+                    else:
+                        midx[m] = -1
+                        x[k] = 0
+                        x[k + 1] = 0
                 # ---- predict: contexts
                 hits = 0
                 for i in range(N):
@@ -205,27 +234,6 @@ def build(level: Level) -> Any:
                     p = dt[j] >> 9
                     x[DBASE + 2 * i] = stretch[p >> 10]
                     x[DBASE + 2 * i + 1] = (p - 2097152) >> 11
-                # ---- predict: matches
-                longest = 0
-                for m in range(NM):
-                    r = cx.MATCH0 + 4 * m
-                    pb = reg[r + 3]
-                    k = MBASE + 2 * m
-                    if pb != 0 and (pb >> (8 - bitpos)) == c0:
-                        e = (pb >> (7 - bitpos)) & 1
-                        length = reg[r + 1]
-                        q = length if length < 16 else (16 + (length - 16) // 8 if length < 64 else min(22 + length // 64, 31))
-                        j = ((m * 32 + q) * 9 + reg[r + 2]) * 2 + e
-                        midx[m] = j
-                        p = mm[j] >> 9
-                        x[k] = stretch[p >> 10]
-                        x[k + 1] = (p - 2097152) >> 11
-                        if q > longest:
-                            longest = q
-                    else:
-                        midx[m] = -1
-                        x[k] = 0
-                        x[k + 1] = 0
                 x[MBASE + 2 * NM] = 256
                 # ---- mix
                 if LEVEL == 1:
@@ -242,6 +250,8 @@ def build(level: Level) -> Any:
                     sel[4] = 1024 + bitpos * 16 + hits
                     sel[5] = 1280 + (reg[cx.CLASSES] & 0xFF)
                     sel[6] = 1536 + min(reg[cx.WORDLEN], 15) * 8 + bitpos
+                    sel[7] = 1664 + (reg[cx.CLASSES] & 0xFFF)
+                    sel[8] = 5760 + ((c4 >> 16) & 0xFF)
                 for k in range(SETS):
                     v = dot(x, w, sel[k] * NI, NI)
                     if v > LMAX:
@@ -269,7 +279,14 @@ def build(level: Level) -> Any:
                 a1 += knot
                 p0 = (apm[a0] * (256 - frac) + apm[a0 + 1] * frac) >> 14
                 p1 = (apm[a1] * (256 - frac) + apm[a1 + 1] * frac) >> 14
-                pf = (2 * pm + p0 + p1 + 2) >> 2
+                if LEVEL == 3:
+                    a2 += knot
+                    a3 += knot
+                    p2 = (apm[a2] * (256 - frac) + apm[a2 + 1] * frac) >> 14
+                    p3 = (apm[a3] * (256 - frac) + apm[a3 + 1] * frac) >> 14
+                    pf = (2 * pm + p0 + 2 * p1 + p2 + 2 * p3 + 4) >> 3
+                else:
+                    pf = (pm + p0 + 2 * p1 + 2) >> 2
                 if pf < 1:
                     pf = 1
                 elif pf > 65535:
@@ -337,6 +354,11 @@ def build(level: Level) -> Any:
                 apm[k] += (goal22 - apm[k]) >> 6
                 k = a1 + (frac >> 7)
                 apm[k] += (goal22 - apm[k]) >> 6
+                if LEVEL == 3:
+                    k = a2 + (frac >> 7)
+                    apm[k] += (goal22 - apm[k]) >> 6
+                    k = a3 + (frac >> 7)
+                    apm[k] += (goal22 - apm[k]) >> 6
                 c0 = c0 * 2 + bit
                 node = node * 2 + bit
             # ---- per byte: remember

@@ -1,46 +1,77 @@
-"""The three levels: how many contexts, inputs, matches and bytes of memory each one uses.
+"""The three levels: how many contexts, inputs, weight sets and bytes of memory each one uses.
 
-Knows sizes; knows no data. A level is part of the format: change a number here and the payload version changes.
+Knows sizes; knows no data. A level is part of the format: changing a number here changes every payload, and needs
+a new `PARAMS_VERSION`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+PARAMS_VERSION = 1
+
 
 @dataclass(frozen=True)
 class Level:
+    """One level. Learning rates are in 2^-14 of a weight per unit of (logit x error), see `kernel.learn`."""
+
     number: int
     contexts: int
-    inputs: int  # mixer inputs per context
+    inputs: int  # mixer inputs per context: logit, then probability, then run
     first_hashed: int  # contexts below this number are addressed directly
-    match_lengths: tuple[int, ...]
-    sets: int  # weight sets that are active at a time
+    match_lengths: tuple[int, ...]  # shortest match that each match model follows
+    sets: int  # weight sets that answer each bit
     set_rows: int  # weight sets in all
     runs: bool
-    limit: int  # how long an adaptive map's average can get
-    rate: int  # first-layer learning rate in 2^-14
-    rate2: int
-    weight: int  # initial weight of a context's logit, 16 fractional bits
-    table_bits: int  # log2 of the largest slot table
-
-    direct: int = 0
-    direct_limit: int = 255
-    rboost: int = 0
-    rdecay: int = 64
+    limit: int  # observations after which an adaptive map stops slowing down, at most 511
+    rate: int  # first layer
+    rate_boost: int  # added to the rate of a new weight set, fading with its use
+    rate_decay: int
+    rate2: int  # second layer
+    weight: int  # initial weight of a logit, 16 fractional bits
+    direct: int  # contexts that also get a plain adaptive probability
+    table_bits: int  # log2 of the largest slot table in bytes
+    apm_rows: int
+    primer_max: int  # bytes of the primer that the model reads first, at most,
+    primer_base: int  # and for a small input,
+    primer_shift: int  # to which each 2^shift bytes of input add one
 
     @property
     def matches(self) -> int:
         return len(self.match_lengths)
 
     @property
+    def match_input(self) -> int:
+        """Number of the first mixer input that belongs to a match model."""
+        return self.contexts * self.inputs + 2 * self.direct
+
+    @property
     def mixer_width(self) -> int:
-        used = self.contexts * self.inputs + 2 * self.direct + 2 * self.matches + 1
+        used = self.match_input + 2 * self.matches + 1
         return (used + 7) // 8 * 8
+
+    def primer_size(self, size: int) -> int:
+        return min(self.primer_max, self.primer_base + (size >> self.primer_shift))
+
+    def table_size(self, size: int) -> int:
+        """Bytes of slots for `size` bytes in all: a slot has 21, and about half of the contexts are new."""
+        return 1 << min(self.table_bits, max(16, (size * self.contexts * 24).bit_length()))
 
 
 LEVELS = {
-    1: Level(1, 6, 1, 1, (6,), 1, 256, False, 255, 28, 8, 20000, 24),
-    2: Level(2, 11, 2, 1, (6,), 3, 768, False, 255, 28, 8, 16000, 26),
-    3: Level(3, 24, 3, 2, (5, 12), 7, 1664, True, 255, 28, 8, 12000, 29),
-}
+    1: Level(
+        number=1, contexts=6, inputs=1, first_hashed=1, match_lengths=(6,), sets=1, set_rows=256, runs=False,
+        limit=255, rate=28, rate_boost=0, rate_decay=64, rate2=0, weight=20000, direct=0, table_bits=24,
+        apm_rows=65536 + 16384, primer_max=1 << 15, primer_base=1 << 14, primer_shift=4,
+    ),
+    2: Level(
+        number=2, contexts=11, inputs=2, first_hashed=1, match_lengths=(6,), sets=3, set_rows=768, runs=False,
+        limit=255, rate=28, rate_boost=60, rate_decay=64, rate2=8, weight=16000, direct=0, table_bits=26,
+        apm_rows=65536 + 65536, primer_max=1 << 16, primer_base=1 << 15, primer_shift=5,
+    ),
+    3: Level(
+        number=3, contexts=24, inputs=3, first_hashed=2, match_lengths=(5, 12), sets=9, set_rows=6016, runs=True,
+        limit=500, rate=40, rate_boost=100, rate_decay=64, rate2=16, weight=12000, direct=4, table_bits=29,
+        apm_rows=4 * 65536, primer_max=1 << 18, primer_base=1 << 15, primer_shift=0,
+    ),
+}  # fmt: skip
