@@ -101,7 +101,8 @@ def gated_rows(gate_up: Floats) -> Floats:
     u = np.minimum(np.abs(g) * F(float.fromhex("0x1.715476p+0")), F(60.0))
     whole = np.trunc(u)
     e = np.ldexp(half_power(u - whole), -whole.astype(np.int32)).astype(F)
-    return g * (np.where(g >= 0, F(1.0), e) / (F(1.0) + e)) * up
+    h: Floats = g * (np.where(g >= 0, F(1.0), e) / (F(1.0) + e)) * up
+    return h
 
 
 def rotate_rows(h: Floats, two: int, three: int) -> Floats:
@@ -223,7 +224,8 @@ def attend_one(
 
 def fix_logits(logits: Floats) -> Ints:
     """float32 in units of log2 to int32 with 16 fraction bits, clamped to +-4096, towards zero."""
-    return np.trunc(np.clip(logits, F(-4096.0), F(4096.0)) * F(65536.0)).astype(np.int32)
+    fixed: Ints = np.trunc(np.clip(logits, F(-4096.0), F(4096.0)) * F(65536.0)).astype(np.int32)
+    return fixed
 
 
 def spread(fixed: Ints) -> Ints:
@@ -233,7 +235,8 @@ def spread(fixed: Ints) -> Ints:
     r = F(np.float64(TOTAL - len(fixed)) / np.float64(int(e.sum())))
     freq = np.trunc(e.astype(F) * r).astype(np.int64) + 1
     freq[int(np.argmax(fixed == top))] += TOTAL - int(freq.sum())
-    return freq.astype(np.int32)
+    out: Ints = freq.astype(np.int32)
+    return out
 
 
 def interval(freq: Ints, symbol: int) -> tuple[int, int]:
