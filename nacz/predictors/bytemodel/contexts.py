@@ -186,7 +186,7 @@ def contexts_3(h: Any, reg: Any, buf: Any, pos: int, ind: Any) -> None:
     h[9] = mix(mix(w0, w1), 0x90000 + c1)
     h[10] = mix(mix(w0, w1), w2 + 0xA0000)
     h[11] = mix(mix(w0, w2), 0xB0000 + c1)
-    h[12] = mix(mix(reg[FOLD], w0), 0xC0000)
+    h[12] = mix(c4 & 0xFF00, 0x170000)
     col = pos - reg[LINE]
     up = reg[ABOVE] + col
     above = buf[up] if up < reg[LINE] else 10
@@ -200,7 +200,6 @@ def contexts_3(h: Any, reg: Any, buf: Any, pos: int, ind: Any) -> None:
     h[20] = mix(reg[CLASSES], 0x140000 + c1)
     h[21] = mix(mix(reg[TAG], w0), 0x150000 + c1)
     h[22] = mix(mix(w0, reg[CLASSES] & 0xFFFFFF00), 0x160000)
-    h[23] = mix(c4 & 0xFF00, 0x170000)
 
 
 @njit(cache=True, nogil=True)

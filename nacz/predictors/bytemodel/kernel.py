@@ -14,7 +14,7 @@ from numba import njit
 
 from ...coder.binary import decode_bit, encode_bit
 from . import contexts as cx
-from .arith import mac, step, touch
+from .arith import LANES, learn16, mac, touch
 from .settings import Level
 from .tables import INPUT_MAX, LOGIT_MAX
 
@@ -40,9 +40,8 @@ def dot(x: Any, w: Any, at: int, n: int) -> int:
 
 @njit(cache=True, nogil=True, inline="always")
 def learn(x: Any, w: Any, at: int, n: int, e: int) -> None:
-    scale = np.int32(e)
-    for i in range(n):
-        w[at + i] = step(w[at + i], x[i], scale)
+    for i in range(0, n, LANES):
+        learn16(w, at + i, x, i, np.int32(e))
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -82,6 +81,7 @@ def build(level: Level) -> Any:
     FIRST_HASHED = level.first_hashed
     NM = level.matches
     SETS = level.sets
+    FINALS = level.finals
     NI = level.mixer_width
     RUNS = level.runs
     LIMIT = level.limit
@@ -264,13 +264,18 @@ def build(level: Level) -> Any:
                     v = 0
                     for k in range(SETS):
                         v += xo[k] * w2[o2 + k]
-                    v >>= 16
-                    if v > LMAX:
-                        v = LMAX
-                    elif v < -LMAX:
-                        v = -LMAX
+                    v = min(max(v >> 16, -LMAX), LMAX)
                 else:
                     v = xo[0]
+                va = v
+                if FINALS > 1:
+                    # A second opinion by the last byte, averaged as logits.
+                    o3 = (256 + c1) * SETS
+                    vb = 0
+                    for k in range(SETS):
+                        vb += xo[k] * w2[o3 + k]
+                    vb = min(max(vb >> 16, -LMAX), LMAX)
+                    v = (va + vb) >> 1
                 pm = squash[v + ORIG]
                 # ---- refine
                 knot = (v + ORIG) >> 8
@@ -284,7 +289,7 @@ def build(level: Level) -> Any:
                     a3 += knot
                     p2 = (apm[a2] * (256 - frac) + apm[a2 + 1] * frac) >> 14
                     p3 = (apm[a3] * (256 - frac) + apm[a3 + 1] * frac) >> 14
-                    pf = (2 * pm + p0 + 2 * p1 + p2 + 2 * p3 + 4) >> 3
+                    pf = (pm + p0 + 2 * p1 + 2 * p2 + 2 * p3 + 4) >> 3
                 else:
                     pf = (pm + p0 + 2 * p1 + 2) >> 2
                 if pf < 1:
@@ -301,9 +306,13 @@ def build(level: Level) -> Any:
                 # ---- learn
                 goal = bit << 16
                 if SETS > 1:
-                    e2 = ((goal - pm) * RATE2) >> 8
+                    e = ((goal - squash[va + ORIG]) * RATE2) >> 8
                     for k in range(SETS):
-                        w2[o2 + k] += (xo[k] * e2 + 8192) >> 14
+                        w2[o2 + k] += (xo[k] * e + 8192) >> 14
+                    if FINALS > 1:
+                        e = ((goal - squash[vb + ORIG]) * RATE2) >> 8
+                        for k in range(SETS):
+                            w2[o3 + k] += (xo[k] * e + 8192) >> 14
                 for k in range(SETS):
                     v = wc[sel[k]]
                     if v < 1023:

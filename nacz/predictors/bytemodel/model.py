@@ -68,7 +68,7 @@ class Model:
             matches,
             weights.reshape(-1),
             np.zeros(cfg.set_rows, dtype=np.int32),
-            np.full(256 * cfg.sets, 65536 // cfg.sets, dtype=np.int32),
+            np.full(256 * cfg.sets * cfg.finals, 65536 // cfg.sets, dtype=np.int32),
             np.zeros(cfg.mixer_width, dtype=np.int32),
             np.zeros(n, dtype=np.int64),
             np.zeros(n, dtype=np.uint32),

@@ -22,6 +22,7 @@ class Level:
     match_lengths: tuple[int, ...]  # shortest match that each match model follows
     sets: int  # weight sets that answer each bit
     set_rows: int  # weight sets in all
+    finals: int  # mixers that weigh the sets' answers
     runs: bool
     limit: int  # observations after which an adaptive map stops slowing down, at most 511
     rate: int  # first layer
@@ -48,7 +49,7 @@ class Level:
     @property
     def mixer_width(self) -> int:
         used = self.match_input + 2 * self.matches + 1
-        return (used + 7) // 8 * 8
+        return (used + 15) // 16 * 16
 
     def primer_size(self, size: int) -> int:
         return min(self.primer_max, self.primer_base + (size >> self.primer_shift))
@@ -60,18 +61,18 @@ class Level:
 
 LEVELS = {
     1: Level(
-        number=1, contexts=6, inputs=1, first_hashed=1, match_lengths=(6,), sets=1, set_rows=256, runs=False,
+        number=1, contexts=6, inputs=1, first_hashed=1, match_lengths=(6,), sets=1, set_rows=256, finals=1, runs=False,
         limit=255, rate=28, rate_boost=0, rate_decay=64, rate2=0, weight=20000, direct=0, table_bits=24,
         apm_rows=65536 + 16384, primer_max=1 << 15, primer_base=1 << 14, primer_shift=4,
     ),
     2: Level(
-        number=2, contexts=11, inputs=2, first_hashed=1, match_lengths=(6,), sets=3, set_rows=768, runs=False,
+        number=2, contexts=11, inputs=2, first_hashed=1, match_lengths=(6,), sets=3, set_rows=768, finals=1, runs=False,
         limit=255, rate=28, rate_boost=60, rate_decay=64, rate2=8, weight=16000, direct=0, table_bits=26,
         apm_rows=65536 + 65536, primer_max=1 << 16, primer_base=1 << 15, primer_shift=5,
     ),
     3: Level(
-        number=3, contexts=24, inputs=3, first_hashed=2, match_lengths=(5, 12), sets=9, set_rows=6016, runs=True,
-        limit=500, rate=40, rate_boost=100, rate_decay=64, rate2=16, weight=12000, direct=4, table_bits=29,
+        number=3, contexts=23, inputs=3, first_hashed=2, match_lengths=(5, 12), sets=9, set_rows=6016, finals=2, runs=True,
+        limit=500, rate=40, rate_boost=100, rate_decay=64, rate2=30, weight=12000, direct=4, table_bits=29,
         apm_rows=4 * 65536, primer_max=1 << 18, primer_base=1 << 15, primer_shift=0,
     ),
 }  # fmt: skip
