@@ -19,14 +19,14 @@ ROWS = 6  # rows per tile: 6 x 4 accumulators of 16 sums fill the 32 registers o
 
 
 def pack(weights: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """int8 [N, K] (N a multiple of 16, K of 4) to the packed order [N/16][K/4][16][4] that `tile` reads; int8 [N * K]."""
+    """int8 [N, K] (N a multiple of 64, K of 4) to the packed order [N/64][K/4][64][4] that `tile` reads; int8 [N * K]."""
     n, k = weights.shape
-    return np.ascontiguousarray(weights.reshape(n // 16, 16, k // 4, 4).transpose(0, 2, 1, 3)).reshape(-1)
+    return np.ascontiguousarray(weights.reshape(n // PANEL, PANEL, k // 4, 4).transpose(0, 2, 1, 3)).reshape(-1)
 
 
 def unpack(packed: np.ndarray[Any, Any], n: int, k: int) -> np.ndarray[Any, Any]:
     """Inverse of `pack`: int8 [N, K]."""
-    return np.ascontiguousarray(packed.reshape(n // 16, k // 4, 16, 4).transpose(0, 2, 1, 3)).reshape(n, k)
+    return np.ascontiguousarray(packed.reshape(n // PANEL, k // 4, PANEL, 4).transpose(0, 2, 1, 3)).reshape(n, k)
 
 
 @compiled
@@ -34,19 +34,19 @@ def _tile(
     kern: Any, mr: int, a: Any, a_at: int, k: int, b: Any, b_at: int, out: Any, out_at: int, n: int,
     zero: Any, scale: Any, row: int, colsum: Any, colscale: Any, col: int, ahead: int,
 ) -> None:
-    w, k4 = 16 * k, k >> 2
+    k4 = k >> 2
     if mr == 6:
-        tile(kern, a, a_at, k, b, b_at, w, k4, out, out_at, n, 6, 4, zero, scale, row, colsum, colscale, col, SCALED, ahead)
+        tile(kern, a, a_at, k, b, b_at, k4, out, out_at, n, 6, 4, zero, scale, row, colsum, colscale, col, SCALED, ahead)
     elif mr == 5:
-        tile(kern, a, a_at, k, b, b_at, w, k4, out, out_at, n, 5, 4, zero, scale, row, colsum, colscale, col, SCALED, ahead)
+        tile(kern, a, a_at, k, b, b_at, k4, out, out_at, n, 5, 4, zero, scale, row, colsum, colscale, col, SCALED, ahead)
     elif mr == 4:
-        tile(kern, a, a_at, k, b, b_at, w, k4, out, out_at, n, 4, 4, zero, scale, row, colsum, colscale, col, SCALED, ahead)
+        tile(kern, a, a_at, k, b, b_at, k4, out, out_at, n, 4, 4, zero, scale, row, colsum, colscale, col, SCALED, ahead)
     elif mr == 3:
-        tile(kern, a, a_at, k, b, b_at, w, k4, out, out_at, n, 3, 4, zero, scale, row, colsum, colscale, col, SCALED, ahead)
+        tile(kern, a, a_at, k, b, b_at, k4, out, out_at, n, 3, 4, zero, scale, row, colsum, colscale, col, SCALED, ahead)
     elif mr == 2:
-        tile(kern, a, a_at, k, b, b_at, w, k4, out, out_at, n, 2, 4, zero, scale, row, colsum, colscale, col, SCALED, ahead)
+        tile(kern, a, a_at, k, b, b_at, k4, out, out_at, n, 2, 4, zero, scale, row, colsum, colscale, col, SCALED, ahead)
     else:
-        tile(kern, a, a_at, k, b, b_at, w, k4, out, out_at, n, 1, 4, zero, scale, row, colsum, colscale, col, SCALED, ahead)
+        tile(kern, a, a_at, k, b, b_at, k4, out, out_at, n, 1, 4, zero, scale, row, colsum, colscale, col, SCALED, ahead)
 
 
 @compiled
@@ -54,15 +54,15 @@ def _tile_ahead(
     kern: Any, mr: int, a: Any, a_at: int, k: int, b: Any, b_at: int, out: Any, out_at: int, n: int,
     zero: Any, scale: Any, row: int, colsum: Any, colscale: Any, col: int, ahead: int,
 ) -> None:
-    w, k4 = 16 * k, k >> 2
+    k4 = k >> 2
     if mr == 6:
-        tile(kern, a, a_at, k, b, b_at, w, k4, out, out_at, n, 6, 4, zero, scale, row, colsum, colscale, col, SCALED_AHEAD, ahead)
+        tile(kern, a, a_at, k, b, b_at, k4, out, out_at, n, 6, 4, zero, scale, row, colsum, colscale, col, SCALED_AHEAD, ahead)
     elif mr == 5:
-        tile(kern, a, a_at, k, b, b_at, w, k4, out, out_at, n, 5, 4, zero, scale, row, colsum, colscale, col, SCALED_AHEAD, ahead)
+        tile(kern, a, a_at, k, b, b_at, k4, out, out_at, n, 5, 4, zero, scale, row, colsum, colscale, col, SCALED_AHEAD, ahead)
     elif mr == 4:
-        tile(kern, a, a_at, k, b, b_at, w, k4, out, out_at, n, 4, 4, zero, scale, row, colsum, colscale, col, SCALED_AHEAD, ahead)
+        tile(kern, a, a_at, k, b, b_at, k4, out, out_at, n, 4, 4, zero, scale, row, colsum, colscale, col, SCALED_AHEAD, ahead)
     else:
-        tile(kern, a, a_at, k, b, b_at, w, k4, out, out_at, n, 3, 4, zero, scale, row, colsum, colscale, col, SCALED_AHEAD, ahead)
+        tile(kern, a, a_at, k, b, b_at, k4, out, out_at, n, 3, 4, zero, scale, row, colsum, colscale, col, SCALED_AHEAD, ahead)
 
 
 @compiled

@@ -81,6 +81,18 @@ def float_of(typingctx: Any, b: Any) -> Any:
 
 
 @intrinsic
+def power_of_two(typingctx: Any, n: Any) -> Any:
+    """2^n as float64, for an int32 -1022 <= n <= 1023."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        wide = builder.sext(args[0], ir.IntType(64))
+        exponent = builder.add(wide, ir.Constant(wide.type, 1023))
+        return builder.bitcast(builder.shl(exponent, ir.Constant(wide.type, 52)), ir.DoubleType())
+
+    return types.float64(types.int32), codegen
+
+
+@intrinsic
 def to_float(typingctx: Any, i: Any) -> Any:
     """int32 to the nearest float32 (exact below 2^24)."""
 

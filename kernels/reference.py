@@ -131,9 +131,9 @@ def rotate_rows(h: Floats, two: int, three: int) -> Floats:
 
 
 def pack(weights: NDArray[np.int8]) -> NDArray[np.int8]:
-    """int8 [N, K] to flat: for each 16 columns, for each 4 terms, 4 terms of each of the 16 columns."""
+    """int8 [N, K] to flat: for each 64 columns, for each 4 terms, 4 terms of each of the 64 columns."""
     n, k = weights.shape
-    out = [weights[i : i + 16, j : j + 4].reshape(-1) for i in range(0, n, 16) for j in range(0, k, 4)]
+    out = [weights[i : i + 64, j : j + 4].reshape(-1) for i in range(0, n, 64) for j in range(0, k, 4)]
     return np.concatenate(out)
 
 
@@ -193,30 +193,22 @@ def attend_one(
     keys: NDArray[np.int8], key_step: Floats, values: NDArray[np.int8], value_step: Floats,
 ) -> Floats:  # fmt: skip
     """One query of one head at `position` over a stream's keys and values int8 [positions, 64]: float32[64]."""
-    scores = {}
+    result, total = np.zeros(HEAD), 0.0
     for block in visible_blocks(position, slots):
         span = slice(block * BLOCK, min((block + 1) * BLOCK, position + 1))
         query, step = (q_sink, q_sink_step) if block == 0 else (q, q_step)
         dots = keys[span].astype(np.int64) @ (query.astype(np.int64) - 128)
         v = (dots.astype(F) * key_step[span]) * step
-        scores[block] = np.trunc(np.clip(v, F(-(2.0**28)), F(2.0**28))).astype(np.int64)
-    top = max(int(s.max()) for s in scores.values())
-    total, weights = 0, {}
-    for block, score in scores.items():
-        e = int_exp2(top - score, 14)
-        total += int(e.sum())
-        weights[block] = e.astype(F) * value_step[block * BLOCK :][: len(e)]
-    peak = max(int(exponent(w).max()) for w in weights.values())
-    result = np.zeros(HEAD)
-    for block, w in weights.items():
-        own = int(exponent(w).max())
-        if own < 16 or peak - own > 24:
-            continue
+        score = np.trunc(np.clip(v, F(-(2.0**23)), F(2.0**23))).astype(np.int64)
+        whole = (int(score.max()) + (1 << 14) - 1) >> 14
+        e = int_exp2((whole << 14) - score, 14)
+        w = e.astype(F) * value_step[span]
         # The largest weight of a block becomes 128 to 255, so its bytes are worth a power of two.
+        own = max(16, int(exponent(w).max()))
         p = np.minimum(np.trunc(w * power_of_two(134 - own) + F(0.5)), 255).astype(np.int64)
-        result += (p @ values[block * BLOCK :][: len(p)].astype(np.int64)) * 2.0 ** (own - peak)
-    back = np.float64(power_of_two(peak - 134)) / np.float64(total) if peak > 7 else 0.0
-    return (result * back).astype(F)
+        result += (p @ values[span].astype(np.int64)) * 2.0 ** (whole + own - 134)
+        total += float(e.sum()) * 2.0**whole
+    return (result * (1.0 / total)).astype(F)
 
 
 # -- distributions ----------------------------------------------------------------------------------------------------

@@ -21,7 +21,8 @@ from numba.extending import intrinsic
 
 SPAN = 128
 FRACTION = 14  # fixed-point bits of a score in units of log2
-LIMIT = 2.0**28  # scores are clamped here, before the conversion that would differ between machines
+LIMIT = 512.0 * 2**FRACTION  # scores are clamped to +-512: real ones stay below 100, and 2^512 is far inside float64
+MASKED = -1024 << FRACTION
 
 I8, I32, I64, F32, F64 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.DoubleType()
 LANES = 16
@@ -74,6 +75,9 @@ class _Emit:
             return self.builder.select(self.builder.icmp_signed(">", a, b), a, b)
         return self.builder.select(self.builder.fcmp_ordered(">", a, b), a, b)
 
+    def larger_scalar(self, a: Any, b: Any) -> Any:
+        return self.builder.select(self.builder.icmp_signed(">", a, b), a, b)
+
     def reduce(self, name: str, vector: Any) -> Any:
         kind = ir.FunctionType(I32, [VI])
         f = cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.vector.reduce.{name}.v{LANES}i32")
@@ -102,63 +106,52 @@ def _span(signature: Callable[..., Any], emit: Callable[[_Emit], Any]) -> Callab
 
 
 @intrinsic
-def scores_span(typingctx: Any, sums: Any, at: Any, offset: Any, unit: Any, index: Any, step: Any, out: Any, to: Any) -> Any:
-    """out[to + j] = clamp(((sums[at + j] - offset[index + j]) * unit[index + j]) * step) in fixed point; their maximum."""
+def weigh_span(
+    typingctx: Any, sums: Any, at: Any, key_sum: Any, key_step: Any, value_step: Any, index: Any, step: Any, seen: Any,
+    out: Any, to: Any,
+) -> Any:  # fmt: skip
+    """From 128 sums of a query with the keys of a block to byte weights for their values.
 
-    def emit(e: _Emit) -> Any:
-        b = e.builder
-        dot, less, scale, result = e.address(0, 1, 4), e.address(2, 4, 4), e.address(3, 4, 4), e.address(6, 7, 4)
-        factor, top = e.splat(e.args[5], VF), e.ints(-(1 << 31))
-        for i in range(SPAN // LANES):
-            v = b.sitofp(b.sub(e.load(dot, i, VI), e.load(less, i, VI)), VF)
-            v = b.fmul(b.fmul(v, e.load(scale, i, VF)), factor)
-            t = b.fptosi(e.smaller(e.larger(v, e.floats(-LIMIT)), e.floats(LIMIT)), VI)
-            e.store(t, result, i)
-            top = e.larger(top, t)
-        return e.reduce("smax", top)
-
-    i = types.int64
-    return _span(types.int32(sums, i, offset, unit, i, types.float32, out, i), emit)
-
-
-@intrinsic
-def weights_span(typingctx: Any, scores: Any, at: Any, top: Any, unit: Any, index: Any) -> Any:
-    """Scores to the bits of e * unit[index + j], e = 2^(score - top) with one = 2^23; in place.
-
-    Returns (sum of e, largest bits), both int32.
+    score_j = clamp(((sums[at+j] - key_sum[index+j]) * key_step[index+j]) * step), fixed point; keys from `seen` on are
+    masked. whole = ceil of the largest score; e_j = 2^(score_j - whole), one = 2^23; w_j = e_j * value_step[index+j];
+    exponent = the larger of 16 and the biased exponent of the largest w; out[to+j] = min(255, floor(w_j * 2^(134-exponent) + 1/2)).
+    Returns (whole, sum of e, exponent), int32 each. All 128 numbers stay in registers.
     """
 
     def emit(e: _Emit) -> Any:
         b = e.builder
-        row, scale = e.address(0, 1, 4), e.address(3, 4, 4)
-        peak, total, high = e.splat(e.args[2], VI), e.ints(0), e.ints(0)
+        dot, less, scale = e.address(0, 1, 4), e.address(2, 5, 4), e.address(3, 5, 4)
+        value, result = e.address(4, 5, 4), e.address(8, 9, 1)
+        factor, limit = e.splat(e.args[6], VF), e.splat(e.args[7], VI)
+        top, scores = e.ints(MASKED), []
         for i in range(SPAN // LANES):
-            p = e.int_exp2(b.sub(peak, e.load(row, i, VI)))
+            v = b.sitofp(b.sub(e.load(dot, i, VI), e.load(less, i, VI)), VF)
+            v = b.fmul(b.fmul(v, e.load(scale, i, VF)), factor)
+            t = b.fptosi(e.smaller(e.larger(v, e.floats(-LIMIT)), e.floats(LIMIT)), VI)
+            place = ir.Constant(VI, [LANES * i + j for j in range(LANES)])
+            t = b.select(b.icmp_signed("<", place, limit), t, e.ints(MASKED))
+            scores.append(t)
+            top = e.larger(top, t)
+        whole = b.ashr(b.add(e.reduce("smax", top), I32((1 << FRACTION) - 1)), I32(FRACTION))
+        peak = e.splat(b.shl(whole, I32(FRACTION)), VI)
+        total, high, weights = e.ints(0), e.ints(0), []
+        for i, t in enumerate(scores):
+            p = e.int_exp2(b.sub(peak, t))
             total = b.add(total, p)
-            bits = b.bitcast(b.fmul(b.sitofp(p, VF), e.load(scale, i, VF)), VI)
-            e.store(bits, row, i)
-            high = e.larger(high, bits)
-        pair = [e.reduce("add", total), e.reduce("smax", high)]
-        return e.context.make_tuple(b, types.UniTuple(types.int32, 2), pair)
-
-    i = types.int64
-    return _span(types.UniTuple(types.int32, 2)(scores, i, types.int32, unit, i), emit)
-
-
-@intrinsic
-def bytes_span(typingctx: Any, weights: Any, at: Any, unit: Any, out: Any, to: Any) -> Any:
-    """out[to + j] = min(255, floor(w * unit + 1/2)) for the float32 weights whose bits are given."""
-
-    def emit(e: _Emit) -> None:
-        b = e.builder
-        row, result, factor = e.address(0, 1, 4), e.address(3, 4, 1), e.splat(e.args[2], VF)
-        for i in range(SPAN // LANES):
-            v = b.fadd(b.fmul(e.load(row, i, VF), factor), e.floats(0.5))
-            q = e.smaller(b.fptosi(v, VI), e.ints(255))
+            w = b.fmul(b.sitofp(p, VF), e.load(value, i, VF))
+            weights.append(w)
+            high = e.larger(high, b.bitcast(w, VI))
+        exponent = e.larger_scalar(b.ashr(e.reduce("smax", high), I32(23)), I32(16))
+        unit = e.splat(b.bitcast(b.shl(b.sub(I32(2 * 127 + 7), exponent), I32(23)), F32), VF)
+        for i, w in enumerate(weights):
+            q = e.smaller(b.fptosi(b.fadd(b.fmul(w, unit), e.floats(0.5)), VI), e.ints(255))
             e.store(b.trunc(q, ir.VectorType(I8, LANES)), result, i, size=1)
+        return e.context.make_tuple(b, types.UniTuple(types.int32, 3), [whole, e.reduce("add", total), exponent])
 
-    i = types.int64
-    return _span(types.void(weights, i, types.float32, out, i), emit)
+    i, f = types.int64, types.float32
+    return _span(
+        types.UniTuple(types.int32, 3)(sums, i, key_sum, key_step, value_step, i, f, types.int32, out, i), emit
+    )
 
 
 @intrinsic

@@ -1,8 +1,9 @@
 """The register tile: a few rows of unsigned bytes times packed columns of signed bytes, summed exactly in int32.
 
 One contract, one implementation per instruction set. A tile multiplies `mr` rows (1-6) with `16 * nr` columns over `4 * k4`
-terms. Right-hand operands ("packed") lie as [columns / 16][K / 4][16][4], so that one 64-byte load holds four consecutive
-terms of sixteen columns: what `vpdpbusd` takes, and what other instruction sets unpack cheaply. Every partial sum is below
+terms. Right-hand operands ("packed") lie as panels of 64 columns, [columns / 64][K / 4][64][4]: one 64-byte load holds four
+consecutive terms of sixteen columns, which is what `vpdpbusd` takes and other instruction sets unpack cheaply, and a tile
+reads its panel from front to back, which is what prefetchers follow. Every partial sum is below
 2^31 as long as K * 255 * 127 is (K <= 66,000), so the order of additions cannot matter.
 
 The epilogue turns sums into float32 elementwise, in one fixed order: ((sum - zero_row * colsum_col) * scale_col) * scale_row.
@@ -209,7 +210,7 @@ def _column_sums(
         for column in row:
             for part in column:
                 part.add_incoming(_const(step.vector, 0), before)
-    terms, block = builder.shl(index, I64(2)), builder.shl(index, I64(6))
+    terms, block = builder.shl(index, I64(2)), builder.shl(index, I64(8))
     right = [step.right(builder, builder.add(column, block)) for column in columns]
     if ahead is not None:
         # The next panel comes into the second-level cache while this one is multiplied: 16 rows x 49,152 columns went
@@ -241,19 +242,19 @@ def _emit(context: Any, builder: Any, sig: Any, args: Any, mr: int, nr: int, mod
         return builder.add(base, builder.shl(offset, I64(2)))
 
     step = _STEPS[sig.args[0].instance_class.__name__]
-    a_row, b_column, k4, out_row = args[3], args[6], args[7], args[10]
-    a, b, out = builder.add(data(1), args[2]), builder.add(data(4), args[5]), words(data(8), args[9])
+    a_row, k4, out_row = args[3], args[6], args[9]
+    a, b, out = builder.add(data(1), args[2]), builder.add(data(4), args[5]), words(data(7), args[8])
     rows = [builder.add(a, builder.mul(a_row, I64(i))) for i in range(mr)]
-    columns = [builder.add(b, builder.mul(b_column, I64(j))) for j in range(nr)]
-    ahead = args[20] if mode >= SUMS_AHEAD else None
+    columns = [builder.add(b, I64(64 * j)) for j in range(nr)]
+    ahead = args[19] if mode in (SUMS_AHEAD, SCALED_AHEAD) else None
     scaled = mode in (SCALED, SCALED_AHEAD)
     for first in range(0, nr, step.columns_at_once):
         some = columns[first : first + step.columns_at_once]
         sums = _column_sums(builder, step, rows, some, k4, ahead)
         if scaled:
-            row0, col0 = args[15], args[18]
-            zero, scale = words(data(13), row0), words(data(14), row0)
-            colsum, colscale = words(data(16), col0), words(data(17), col0)
+            row0, col0 = args[14], args[17]
+            zero, scale = words(data(12), row0), words(data(13), row0)
+            colsum, colscale = words(data(15), col0), words(data(16), col0)
         for j in range(len(some)):
             at = I64(16 * (first + j))
             if scaled:
@@ -276,14 +277,13 @@ def _emit(context: Any, builder: Any, sig: Any, args: Any, mr: int, nr: int, mod
 
 @intrinsic(prefer_literal=True)
 def tile(
-    typingctx: Any, kern: Any, a: Any, a_at: Any, a_row: Any, b: Any, b_at: Any, b_column: Any, k4: Any,
+    typingctx: Any, kern: Any, a: Any, a_at: Any, a_row: Any, b: Any, b_at: Any, k4: Any,
     out: Any, out_at: Any, out_row: Any, mr: Any, nr: Any, zero: Any, scale: Any, row0: Any,
     colsum: Any, colscale: Any, col0: Any, mode: Any, ahead: Any,
 ) -> Any:
     """Emit one tile. `mr`, `nr` and `mode` are literals; everything else is known at run time.
 
-    a: uint8[], first row at `a_at`, rows `a_row` bytes apart. b: int8[] packed, 64-byte aligned, column blocks `b_column`
-    bytes apart from `b_at`. out: int32[] (SUMS...) or float32[], at `out_at`, rows `out_row` elements apart.
+    a: uint8[], first row at `a_at`, rows `a_row` bytes apart. b: int8[] packed, 64-byte aligned, one panel from `b_at`. out: int32[] (SUMS...) or float32[], at `out_at`, rows `out_row` elements apart.
     zero int32[], scale float32[] per row from `row0`; colsum int32[], colscale float32[] per column from `col0`.
     `ahead`: how many bytes further on in `b` to prefetch (the AHEAD modes only).
     """
@@ -296,5 +296,5 @@ def tile(
 
     i = types.int64
     return types.void(
-        kern, a, i, i, b, i, i, i, out, i, i, mr, nr, zero, scale, i, colsum, colscale, i, mode, i
+        kern, a, i, i, b, i, i, out, i, i, mr, nr, zero, scale, i, colsum, colscale, i, mode, i
     ), codegen

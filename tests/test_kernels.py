@@ -275,7 +275,7 @@ def test_attention(kern: Any, step: int, attended: tuple[NDArray[np.float32], di
             if at + r in expected:
                 same(s.hidden[r * 192 : (r + 1) * 192], expected[at + r])
         at += count
-    assert not cache.keys[: cache.keys.size // 2].any(), "another lane's cache was written to"
+    assert not cache.blocks[: cache.blocks.size // 2].any(), "another lane's cache was written to"
 
 
 def test_attention_is_close_to_softmax() -> None:

@@ -67,10 +67,10 @@ class Weights(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Keys and values of some lanes: int8 blocks indexed [lane, layer, kv head, slot], and what undoes their rounding."""
+    """Keys and values of some lanes: int8 blocks indexed [lane, layer, kv head, slot], keys then values in each, and
+    what undoes their rounding."""
 
-    keys: Any
-    values: Any
+    blocks: Any
     key_step: Any
     key_sum: Any
     value_step: Any
@@ -91,11 +91,7 @@ class Scratch(NamedTuple):
     small: Any
     q: Any
     q_step: Any
-    scores: Any
-    top: Any
     total: Any
-    peak: Any
-    high: Any
     factor: Any
     sums: Any
     p: Any
@@ -140,8 +136,7 @@ def make_cache(shape: Shape, lanes: int) -> Cache:
     """An empty cache; 2 x 64 bytes and 12 bytes of steps per position, kv head and layer."""
     blocks = lanes * shape.layers * shape.kv_heads * shape.slots
     return Cache(
-        aligned(blocks * BYTES, np.int8),
-        aligned(blocks * BYTES, np.int8),
+        aligned(blocks * 2 * BYTES, np.int8),
         aligned(blocks * BLOCK, np.float32),
         aligned(blocks * BLOCK, np.int32),
         aligned(blocks * BLOCK, np.float32),
@@ -166,11 +161,7 @@ def make_scratch(shape: Shape, rows: int) -> Scratch:
         small=aligned(HEAD, np.int8),
         q=aligned(2 * per_head * HEAD, np.uint8),
         q_step=aligned(2 * per_head, np.float32),
-        scores=aligned(TOGETHER * shape.slots * BLOCK, np.int32),
-        top=aligned(TOGETHER, np.int32),
-        total=aligned(TOGETHER, np.int64),
-        peak=aligned(TOGETHER, np.int32),
-        high=aligned(TOGETHER * shape.slots, np.int32),
+        total=aligned(TOGETHER, np.float64),
         factor=aligned(ATTENTION_ROWS, np.float64),
         sums=aligned(ATTENTION_ROWS * BLOCK, np.int32),
         p=aligned(ATTENTION_ROWS * BLOCK, np.uint8),
@@ -196,8 +187,8 @@ def _attention_rows(
             row, angle, j = first + r, (first + r) * 2 * half, offset + r
             index = (cache_at + slot) * BLOCK + j
             at = row * qkv + (shape.heads + h) * HEAD
-            put_key(wide, at, cos, sin, angle, small, cache, (cache_at + slot) * BYTES, j, index)
-            put_value(wide, at + shape.kv_heads * HEAD, small, cache, (cache_at + slot) * BYTES, j, index)
+            put_key(wide, at, cos, sin, angle, small, cache, (cache_at + slot) * 2 * BYTES, j, index)
+            put_value(wide, at + shape.kv_heads * HEAD, small, cache, ((cache_at + slot) * 2 + 1) * BYTES, j, index)
             for g in range(group):
                 i = r * group + g
                 at = row * qkv + (h * group + g) * HEAD

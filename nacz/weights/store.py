@@ -51,7 +51,7 @@ from nacz.weights import fetch
 from nacz.weights.exact import CONVERSION, Architecture, ExactModel, array_layout, convert
 from nacz.weights.gguf import read_gguf
 
-PINNED = {"smollm2-135m": "4e87d5cb2a76a00b5cdff619ed4afa565431b049e9a791a9cdfefe23de8b6d79"}
+PINNED = {"smollm2-135m": "018110b340645128d6bc2201a319f23147a1fc5caec51a4755d1986552ada076"}
 
 MAGIC = b"\x89NACZW\r\n"
 VERSION = 1
