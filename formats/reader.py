@@ -17,6 +17,7 @@ from nacz.formats.records import (
     MAX_END_BODY,
     MAX_HEADER_BODY,
     MAX_SEGMENT_BODY,
+    ONLY_TAG,
     SEGMENT_TAG,
     VERSION,
     EndRecord,
@@ -57,7 +58,18 @@ class ArchiveReader:
         self._n_models = 0
         self._pending: SegmentHeader | None = None
         self._in_member = False
+        self._is_only = False
         self._end: EndRecord | None = None
+
+    @classmethod
+    def at_segment(cls, reader: Reader, position: int, n_models: int) -> ArchiveReader:
+        """Return a reader for which the next byte is that of a segment's record, at `position` in the archive."""
+        archive = cls(reader)
+        archive._position = archive._member_start = position
+        archive._n_models = n_models
+        archive._members = 1
+        archive._in_member = True
+        return archive
 
     @property
     def position(self) -> int:
@@ -71,9 +83,10 @@ class ArchiveReader:
 
     @property
     def end(self) -> EndRecord:
-        """The end of the last member, known once `next_segment` has returned None."""
+        """The end record of the last member, known once `next_segment` has returned None. A member that is one
+        segment marked as such has none."""
         if self._end is None:
-            raise ValueError("the member has not ended")
+            raise ValueError("the member has not ended, or has no end record")
         return self._end
 
     def next_member(self) -> MemberHeader | None:
@@ -104,7 +117,13 @@ class ArchiveReader:
         self._entries = []
         self._end = None
         self._in_member = True
+        self._is_only = False
         return header
+
+    @property
+    def is_only(self) -> bool:
+        """Whether the segment whose header was read last is marked as all of its member."""
+        return self._is_only
 
     def next_segment(self) -> SegmentHeader | None:
         """Return the header of the next segment, or None after the member's end was read and checked.
@@ -114,15 +133,19 @@ class ArchiveReader:
         """
         if not self._in_member or self._pending is not None:
             raise ValueError("no segment can be read here")
+        if self._is_only:
+            self._in_member = False
+            return None
         start = self._position
         tag = self._exactly(1)
         if tag[0] == END_TAG:
             self._read_end(start - self._member_start)
             return None
-        if tag[0] != SEGMENT_TAG:
+        if tag[0] != SEGMENT_TAG and (tag[0] != ONLY_TAG or self._entries):
             raise CorruptDataError(f"neither a segment nor the end of the archive at byte {start}")
         body = self._body(tag, MAX_SEGMENT_BODY, f"segment {len(self._entries) + 1}")
         header = SegmentHeader.parse(body, self._n_models)
+        self._is_only = tag[0] == ONLY_TAG
         self._entries.append(IndexEntry(self._position - start + header.payload_size, header.plain_size))
         self._pending = header
         return header

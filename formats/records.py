@@ -17,6 +17,7 @@ from nacz.errors import CorruptDataError, UnsupportedVersionError
 MAGIC = b"\xfancz"
 VERSION = 0
 SEGMENT_TAG = 0x53
+ONLY_TAG = 0x73  # a segment that is all of its member: no end record follows
 END_TAG = 0x45
 
 MAX_HEADER_BODY = 1 << 16
@@ -45,6 +46,7 @@ __all__ = [
     "MAX_PARAMS",
     "MAX_SEGMENT_BODY",
     "MAX_SEGMENT_PLAIN",
+    "ONLY_TAG",
     "SEGMENT_TAG",
     "TOKENIZER_HASH_SIZE",
     "VERSION",
@@ -153,8 +155,11 @@ class SegmentHeader:
     payload_crc: int
     plain_hash: int
 
-    def encode(self) -> bytes:
-        """Return tag, length, body and checksum. Raises ValueError for fields beyond limits."""
+    def encode(self, only: bool = False) -> bytes:
+        """Return tag, length, body and checksum; `only` for the sole segment of a member without an end record.
+
+        Raises ValueError for fields beyond limits.
+        """
         if len(self.params) > MAX_PARAMS:
             raise ValueError(f"parameters have more than {MAX_PARAMS} bytes: {len(self.params)}")
         if not 1 <= self.plain_size <= MAX_SEGMENT_PLAIN or not 0 <= self.payload_size <= self.plain_size:
@@ -169,7 +174,7 @@ class SegmentHeader:
             + self.payload_crc.to_bytes(4, "little")
             + self.plain_hash.to_bytes(8, "little")
         )
-        return _with_crc(bytes([SEGMENT_TAG]) + encode_varint(len(body)) + body)
+        return _with_crc(bytes([ONLY_TAG if only else SEGMENT_TAG]) + encode_varint(len(body)) + body)
 
     @classmethod
     def parse(cls, body: bytes, n_models: int) -> SegmentHeader:

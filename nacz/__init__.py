@@ -36,6 +36,8 @@ if TYPE_CHECKING:
         UnsupportedVersionError,
         UsageError,
     )
+    from nacz.file_object import NaczFile, open
+    from nacz.incremental import NaczCompressor, NaczDecompressor, get_frame_info
     from nacz.progress import Progress
     from nacz.segment_coder import CodecOptions
 
@@ -48,7 +50,10 @@ __all__ = [
     "ModelError",
     "ModelMismatchError",
     "ModelMissingError",
+    "NaczCompressor",
+    "NaczDecompressor",
     "NaczError",
+    "NaczFile",
     "OutputExistsError",
     "Progress",
     "Totals",
@@ -60,6 +65,8 @@ __all__ = [
     "compress_stream",
     "decompress",
     "decompress_stream",
+    "get_frame_info",
+    "open",
 ]
 
 _HOME = {
@@ -71,7 +78,10 @@ _HOME = {
     "ModelError": "nacz.errors",
     "ModelMismatchError": "nacz.errors",
     "ModelMissingError": "nacz.errors",
+    "NaczCompressor": "nacz.incremental",
+    "NaczDecompressor": "nacz.incremental",
     "NaczError": "nacz.errors",
+    "NaczFile": "nacz.file_object",
     "OutputExistsError": "nacz.errors",
     "Progress": "nacz.progress",
     "Totals": "nacz.codec",
@@ -82,6 +92,8 @@ _HOME = {
     "compress_stream": "nacz.codec",
     "decompress": "nacz.codec",
     "decompress_stream": "nacz.codec",
+    "get_frame_info": "nacz.incremental",
+    "open": "nacz.file_object",
 }
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from nacz import codec
 from nacz.commands import Settings, describe, report, standard_stream
-from nacz.segment_coder import predictor_name
+from nacz.segment_coder import name_of_model, predictor_name
 
 __all__ = ["list_files"]
 
@@ -54,7 +54,7 @@ def _row(name: str, members: tuple[codec.MemberInfo, ...]) -> str:
     plain = sum(member.plain_size for member in members)
     segments = [segment for member in members for segment in member.segments]
     predictors = ", ".join(predictor_name(p) for p in sorted({s.predictor for s in segments})) or "none"
-    models = sorted({model.name or "unnamed" for member in members for model in member.models})
+    models = sorted({name_of_model(model) or "unnamed" for member in members for model in member.models})
     if models:
         predictors += f" ({', '.join(models)})"
     bits = f"{8 * archive / plain:.4f}" if plain else "-"
@@ -66,7 +66,7 @@ def _print_details(members: tuple[codec.MemberInfo, ...]) -> None:
         print(f"  member {number}: {member.archive_size} bytes for {member.plain_size}")
         for model in member.models:
             print(
-                f"    model {model.name or 'unnamed'}: weights {model.weights_hash.hex()}, "
+                f"    model {name_of_model(model) or 'unnamed'}: weights {model.weights_hash.hex()}, "
                 f"tokenizer {model.tokenizer_hash.hex()}, contract {model.contract}"
             )
         for index, segment in enumerate(member.segments, 1):
@@ -88,7 +88,7 @@ def _as_object(name: str, members: tuple[codec.MemberInfo, ...]) -> dict[str, ob
                 "plain_size": member.plain_size,
                 "models": [
                     {
-                        "name": model.name,
+                        "name": name_of_model(model),
                         "weights_hash": model.weights_hash.hex(),
                         "tokenizer_hash": model.tokenizer_hash.hex(),
                         "contract": model.contract,

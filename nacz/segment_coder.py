@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from nacz.errors import CorruptDataError, UnsupportedVersionError, UsageError
@@ -37,8 +37,10 @@ __all__ = [
     "ModelProgress",
     "SegmentCoder",
     "SegmentProgress",
+    "as_recorded",
     "make_coder",
     "model_is_known",
+    "name_of_model",
     "predictor_name",
     "register_predictor",
 ]
@@ -78,6 +80,12 @@ class CodecOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name.replace('_', ' ')} must be at least 1: {value}")
+
+    @classmethod
+    def at(cls, level: int | None, options: CodecOptions | None) -> CodecOptions:
+        """Return `options`, or the default ones, with `level` in place of theirs unless it is None."""
+        chosen = cls() if options is None else options
+        return chosen if level is None else replace(chosen, level=level)
 
     @property
     def predictor(self) -> int:
@@ -200,6 +208,23 @@ def model_is_known(name: str) -> bool:
     from nacz.weights.fetch import known_models
 
     return name in _model_names or any(model.name == name for model in known_models())
+
+
+def name_of_model(identity: ModelIdentity) -> str:
+    """Return the name of a model that an archive identifies, "" if it has none."""
+    return identity.name or _name_of_weights(identity.weights_hash)
+
+
+def as_recorded(identity: ModelIdentity) -> ModelIdentity:
+    """Return the identity as archives record it: without a name where the hash is enough."""
+    return replace(identity, name="") if _name_of_weights(identity.weights_hash) else identity
+
+
+def _name_of_weights(weights_hash: bytes) -> str:
+    """Return the name of a model that every reader knows by its hash, so that its name needs no room in archives."""
+    from nacz.weights.store import PINNED
+
+    return next((name for name, pin in PINNED.items() if pin.startswith(weights_hash.hex())), "")
 
 
 def predictor_name(predictor_id: int) -> str:

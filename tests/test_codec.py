@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 import nacz
 from nacz import CodecOptions, Progress, segment_coder
-from nacz.codec import _cut
 from nacz.errors import (
     CorruptDataError,
     LimitError,
@@ -27,6 +26,7 @@ from nacz.errors import (
     UnsupportedVersionError,
     UsageError,
 )
+from nacz.segments import Cutter
 
 TEXT = b"It is a far, far better thing that I do, than I have ever done. " * 40
 
@@ -58,13 +58,13 @@ def test_round_trip(data: bytes, level: int, segment_size: int | None) -> None:
 def test_segments_are_balanced_and_do_not_depend_on_how_bytes_arrive(n: int, size: int, chunk: int) -> None:
     data = bytes(i % 251 for i in range(n))
 
-    class Chunks(io.BytesIO):
-        def read(self, wanted: int | None = -1) -> bytes:
-            return super().read(min(chunk, wanted if wanted is not None and wanted >= 0 else chunk))
+    def cut(step: int) -> list[tuple[bytes, bool]]:
+        cutter = Cutter(size)
+        found = [part for at in range(0, n, step) for part in cutter.feed(data[at : at + step])]
+        return found + list(cutter.rest())
 
-    whole = list(_cut(data, io.BytesIO(), size))
-    source = Chunks(data)
-    assert list(_cut(source.read(1), source, size)) == whole
+    whole = cut(n)
+    assert cut(chunk) == whole
     parts = [part for part, _ in whole]
     assert b"".join(parts) == data
     assert all(len(part) == size for part in parts[:-1])

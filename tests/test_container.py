@@ -33,6 +33,8 @@ from order0 import IDENTITY, installed
 
 import nacz
 from nacz.errors import CorruptDataError, UnsupportedVersionError
+from nacz.segment_coder import as_recorded, name_of_model
+from nacz.weights import store
 
 TEXT = b"It was the best of times, it was the worst of times. " * 12
 
@@ -169,16 +171,34 @@ def test_magic_is_no_text() -> None:
 
 
 def test_overhead_is_small() -> None:
-    """All that is not payload or parameters, for one segment of 100,000 bytes and a model to name."""
-    model = ModelIdentity("smollm2-135m", b"8" * 8, b"4" * 4, 1)
+    """All that is not payload or parameters, for one segment of 100,000 bytes and a model that everyone knows."""
+    (name, pin), *_ = store.PINNED.items()
+    model = as_recorded(ModelIdentity(name, bytes.fromhex(pin)[:8], b"4" * 4, 1))
+    assert model.name == "" and name_of_model(model) == name
     out = io.BytesIO()
     writer = MemberWriter(out, MemberHeader((model,)))
     payload = b"p" * 12_000
-    writer.segment(SegmentHeader(2, 1, b"", 100_000, len(payload), 1, 2), payload)
+    writer.segment(SegmentHeader(2, 1, b"", 100_000, len(payload), 1, 2), payload, only=True)
     writer.finish(2)
-    assert len(out.getvalue()) - len(payload) == 73
-    assert len(member(b"x" * 100)) - 100 == 44
+    assert len(out.getvalue()) - len(payload) == 51
+    assert len(nacz.compress(bytes(range(100)), 1)) - 100 == 34
     assert len(member()) == 20
+
+
+def test_the_only_segment_has_no_neighbours() -> None:
+    """A record that says it is all of its member must be: nothing follows, nothing came before."""
+    only = stored(b"hello").encode(only=True) + b"hello"
+    other = stored(b"hello").encode() + b"hello"
+    tail = member(b"hello")[len(MemberHeader().encode()) + len(other) :]
+    assert nacz.decompress(header_bytes() + only) == b"hello"
+    assert nacz.decompress(header_bytes() + other + tail) == b"hello"
+    for parts in (only + only, only + other, other + only, other, only + tail, other + only + tail):
+        with pytest.raises(CorruptDataError):
+            nacz.decompress(header_bytes() + parts)
+    writer = MemberWriter(io.BytesIO(), MemberHeader())
+    writer.segment(stored(b"hello"), b"hello")
+    with pytest.raises(ValueError):
+        writer.segment(stored(b"hello"), b"hello", only=True)
 
 
 def test_empty_input() -> None:
@@ -194,6 +214,7 @@ def archives() -> Iterator[tuple[str, bytes, bytes]]:
     with installed():
         yield "empty", b"", nacz.compress(b"")
         yield "stored", b"hello", member(b"hello")
+        yield "stored, marked as only", b"hello", nacz.compress(b"hello", level=1)
         yield "two stored", b"hello world", member(b"hello ", b"world")
         yield "one segment", TEXT[:120], nacz.compress(TEXT[:120] * 4, level=1)
         options = nacz.CodecOptions(level=6, segment_size=200)

@@ -31,7 +31,10 @@ def test_all_is_exactly_this() -> None:
         "ModelError",
         "ModelMismatchError",
         "ModelMissingError",
+        "NaczCompressor",
+        "NaczDecompressor",
         "NaczError",
+        "NaczFile",
         "OutputExistsError",
         "Progress",
         "Totals",
@@ -43,6 +46,8 @@ def test_all_is_exactly_this() -> None:
         "compress_stream",
         "decompress",
         "decompress_stream",
+        "get_frame_info",
+        "open",
     ]
 
 

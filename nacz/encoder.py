@@ -1,0 +1,159 @@
+"""A stream of plain bytes to one member of an archive, pushed in pieces of any size.
+
+Knows options, predictors as things that code segments, and the order of records; does not know where the bytes come
+from or go to. What an earlier attempt has already written can be passed over (see nacz.resume).
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import xxhash
+
+from nacz.formats.records import MemberHeader, ModelIdentity, SegmentHeader
+from nacz.formats.writer import MemberWriter, Writer
+from nacz.segment_coder import STORED, CodecOptions, SegmentCoder, as_recorded, make_coder
+from nacz.segments import Cutter, Meter, count_threads, encode_segment, segment_size
+
+__all__ = ["Earlier", "MemberEncoder"]
+
+
+class Earlier(Protocol):
+    """What an earlier attempt at the same member left in the file that is being written."""
+
+    @property
+    def member(self) -> MemberHeader | None: ...
+
+    def look(self, data: bytes, only: bool) -> tuple[SegmentHeader, bytes] | None:
+        """Return the next segment in the file if it is complete and stands for `data`."""
+        ...
+
+    def accept(self) -> None:
+        """Keep the segment that was looked at."""
+        ...
+
+    def drop(self) -> None:
+        """Cut the file after what was kept, and let writing go on there."""
+        ...
+
+
+class MemberEncoder:
+    """Takes plain bytes with `write`, writes segments as they are complete, and the end at `finish`.
+
+    The result does not depend on how the bytes are cut into calls, nor on `threads`. `extras`: extra fields of the
+    member header. `verify`: decode every segment before it is written.
+    """
+
+    def __init__(
+        self,
+        writer: Writer,
+        options: CodecOptions,
+        *,
+        threads: int = 0,
+        meter: Meter | None = None,
+        extras: tuple[tuple[int, bytes], ...] = (),
+        verify: bool = False,
+        earlier: Earlier | None = None,
+    ) -> None:
+        self._writer = writer
+        self._options = options
+        self._threads = count_threads(threads)
+        self._meter = Meter("compress", None, None) if meter is None else meter
+        self._extras = extras
+        self._verify = verify
+        self._earlier = earlier
+        self._plain_hash = xxhash.xxh3_64()
+        self._coder: SegmentCoder | None = None
+        self._cutter: Cutter | None = None
+        self._models: tuple[ModelIdentity, ...] = ()
+        self._member: MemberWriter | None = None
+
+    @property
+    def archive_size(self) -> int:
+        """Bytes of the member so far."""
+        return self._member.size if self._member is not None else 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Take some plain bytes. Raises UsageError and ModelError when the first ones make the predictor ready."""
+        if not len(data):
+            return
+        if self._cutter is None:
+            # Not before there is something to predict: for an empty input no model is loaded.
+            coder = make_coder(self._options.predictor, self._options)
+            identity = coder.model_identity(self._meter.model()) if coder.needs_model else None
+            self._models = () if identity is None else (as_recorded(identity),)
+            self._cutter = Cutter(segment_size(coder, self._options))
+            self._coder = coder
+        for segment, is_only in self._cutter.feed(data):
+            self._encode(segment, is_only)
+
+    def end_segment(self) -> None:
+        """Let a segment end here, so that everything so far can be decoded from what is written."""
+        if self._cutter is not None:
+            for segment, is_only in self._cutter.rest(is_end=False):
+                self._encode(segment, is_only)
+
+    def finish(self) -> None:
+        """Write what is left and the end of the member."""
+        if self._cutter is not None:
+            for segment, is_only in self._cutter.rest():
+                self._encode(segment, is_only)
+        if self._earlier is not None:
+            self._earlier.drop()
+        if self._member is None:
+            self._member = MemberWriter(self._writer, MemberHeader((), self._extras))
+        self._member.finish(self._plain_hash.intdigest())
+
+    def _encode(self, data: bytes, is_only: bool) -> None:
+        assert self._coder is not None
+        self._plain_hash.update(data)
+        found = self._from_earlier(data, is_only)
+        if found is not None:
+            self._count(data, found, None, is_only)
+            return
+        header, payload = encode_segment(
+            self._coder, data, self._options, self._threads, self._meter.inside(), self._verify
+        )
+        if self._member is None:
+            self._member = MemberWriter(self._writer, self._header(header, is_only))
+        self._count(data, header, payload, is_only)
+
+    def _header(self, first: SegmentHeader, is_only: bool) -> MemberHeader:
+        # An archive that holds nothing but one stored segment needs no model.
+        return MemberHeader(() if is_only and first.model == 0 else self._models, self._extras)
+
+    def _from_earlier(self, data: bytes, is_only: bool) -> SegmentHeader | None:
+        if self._earlier is None:
+            return None
+        found = self._earlier.look(data, is_only)
+        if found is not None and self._member is None:
+            header = self._header(found[0], is_only)
+            if self._earlier.member == header:
+                self._member = MemberWriter(self._writer, header, written=True)
+            else:
+                found = None
+        if found is not None and self._verify and not self._decodes(*found, data):
+            found = None
+        if found is None:
+            self._earlier.drop()
+            self._earlier = None
+            if self._member is not None and self._member.n_segments == 0:
+                self._member = None
+            return None
+        self._earlier.accept()
+        return found[0]
+
+    def _decodes(self, header: SegmentHeader, payload: bytes, data: bytes) -> bool:
+        if header.predictor == STORED:
+            return payload == data
+        assert self._coder is not None
+        return self._coder.decode(header.params, payload, len(data), threads=self._threads, progress=None) == data
+
+    def _count(self, data: bytes, header: SegmentHeader, payload: bytes | None, is_only: bool) -> None:
+        assert self._member is not None
+        self._meter.coded = self._member.size
+        if payload is None:
+            self._member.passed(header, is_only)
+        else:
+            self._member.segment(header, payload, is_only)
+        self._meter.advance(len(data), self._member.size - self._meter.coded)

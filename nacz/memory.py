@@ -1,0 +1,39 @@
+"""How much memory decoding a segment takes, told from its header before anything is allocated.
+
+Knows what the predictors keep while they work; does not know limits. Used only when a caller sets one.
+"""
+
+from __future__ import annotations
+
+from nacz.formats.records import SegmentHeader
+from nacz.segment_coder import LANGUAGE_MODEL
+
+__all__ = ["decoding_memory"]
+
+# The interpreter with what it imports, compiled code, and the tables that do not depend on the segment.
+_BASE = 150_000_000
+_PER_TOKEN = 16
+_PER_LANE = 12  # per lane and word of the vocabulary: frequencies, their sums, logits
+
+
+def decoding_memory(header: SegmentHeader, model: str | None, offline: bool) -> int:
+    """Return about how many bytes decoding the segment takes, weights included.
+
+    For the language model its file is looked up (and fetched unless `offline`), because its shape decides. Raises
+    CorruptDataError and ModelError.
+    """
+    needed: int = _BASE + 2 * header.plain_size + 2 * header.payload_size
+    if header.predictor != LANGUAGE_MODEL:
+        return needed
+    from nacz.lanes import cache_bytes, fitted, lane_lengths
+    from nacz.predictors.language_model import Params
+    from nacz.predictors.transformer import make_shape
+    from nacz.weights.store import load_model
+
+    params = Params.from_bytes(header.params, header.plain_size)
+    weights = load_model(model, offline=offline)
+    shape = make_shape(weights.architecture, params.window)
+    longest = int(lane_lengths(params.tokens, params.lanes)[0])
+    needed += sum(array.nbytes for array in weights.arrays.values()) + len(weights.tokenizer)
+    needed += cache_bytes(fitted(shape, longest), params.lanes) + _PER_TOKEN * params.tokens
+    return needed + _PER_LANE * params.lanes * shape.vocab

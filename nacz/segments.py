@@ -1,0 +1,242 @@
+"""From plain bytes to segments and back: the cutting, the checks around a predictor, and what is reported meanwhile.
+
+Knows segments, checksums, memory limits and which model a segment names; does not know how predictors work, the order
+of records, nor where bytes come from.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+
+import xxhash
+
+from nacz.errors import CorruptDataError, InternalError, LimitError, ModelMismatchError, ModelMissingError, UsageError
+from nacz.formats.records import MAX_SEGMENT_PLAIN, ModelIdentity, SegmentHeader
+from nacz.progress import Progress, ProgressCallback
+from nacz.segment_coder import (
+    STORED,
+    CodecOptions,
+    ModelProgress,
+    SegmentCoder,
+    SegmentProgress,
+    make_coder,
+    model_is_known,
+    name_of_model,
+    predictor_name,
+)
+
+__all__ = ["Cutter", "Meter", "SegmentDecoder", "count_threads", "describe_model", "encode_segment", "segment_size"]
+
+
+class Meter:
+    """Turns counts inside a segment into counts of the whole work, and passes them on."""
+
+    def __init__(self, phase: str, total: int | None, callback: ProgressCallback | None) -> None:
+        self._phase = phase
+        self._total = total
+        self._callback = callback
+        self.done = 0
+        self.coded = 0
+        self.tokens = 0
+        self._tokens_in_segment = 0
+
+    def inside(self) -> SegmentProgress | None:
+        """Return what a coder shall call during the next segment."""
+        if self._callback is None:
+            return None
+        return self._inside
+
+    def model(self) -> ModelProgress | None:
+        """Return what a coder shall call while it makes its model ready."""
+        callback = self._callback
+        if callback is None:
+            return None
+        return lambda stage, done, total: callback(Progress(stage, done, total, 0, 0))
+
+    def _inside(self, done: int, coded: int, tokens: int) -> None:
+        self._tokens_in_segment = tokens
+        self._report(self.done + done, self.coded + coded, self.tokens + tokens)
+
+    def advance(self, done: int, coded: int) -> None:
+        """Count a finished segment, its coded bytes with their header."""
+        self.done += done
+        self.coded += coded
+        self.tokens += self._tokens_in_segment
+        self._tokens_in_segment = 0
+        self._report(self.done, self.coded, self.tokens)
+
+    def _report(self, done: int, coded: int, tokens: int) -> None:
+        if self._callback is not None:
+            self._callback(Progress(self._phase, done, self._total, coded, tokens))
+
+
+def count_threads(asked: int) -> int:
+    """Return how many threads to use; 0 asks for all cores. Raises UsageError."""
+    if asked < 0:
+        raise UsageError(f"threads must be 0 (all) or more: {asked}")
+    if asked:
+        return asked
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def segment_size(coder: SegmentCoder, options: CodecOptions) -> int:
+    """Return the plain bytes per segment. Raises UsageError."""
+    size = coder.default_segment_size if options.segment_size is None else options.segment_size
+    # A last segment may be half as large again, see Cutter.
+    limit = MAX_SEGMENT_PLAIN * 2 // 3
+    if not 1 <= size <= limit:
+        raise UsageError(f"segment size must be 1 to {limit}: {size}")
+    return size
+
+
+class Cutter:
+    """Cuts a stream into segments of `size` bytes. The last of several has between a half and one and a half of it, so
+    that no short rest has to be learned from nothing. Depends on the bytes only, not on how they arrive."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._buffer = bytearray()
+        self._is_first = True
+
+    def feed(self, data: bytes | memoryview) -> Iterator[tuple[bytes, bool]]:
+        """Take some more bytes and yield the segments that are certain: (bytes, whether it is the only one)."""
+        view = memoryview(data)
+        wanted = self._size + self._size // 2 + 1
+        at = 0
+        while at < len(view):
+            piece = view[at : at + wanted - len(self._buffer)]
+            self._buffer += piece
+            at += len(piece)
+            if len(self._buffer) == wanted:
+                self._is_first = False
+                segment = bytes(memoryview(self._buffer)[: self._size])
+                del self._buffer[: self._size]
+                yield segment, False
+
+    def rest(self, is_end: bool = True) -> Iterator[tuple[bytes, bool]]:
+        """Yield what is left, if anything; `is_end`: nothing more will come."""
+        if self._buffer:
+            segment, is_only = bytes(self._buffer), self._is_first and is_end
+            self._buffer.clear()
+            self._is_first = False
+            yield segment, is_only
+
+
+def encode_segment(
+    coder: SegmentCoder,
+    data: bytes,
+    options: CodecOptions,
+    threads: int,
+    progress: SegmentProgress | None,
+    verify: bool,
+) -> tuple[SegmentHeader, bytes]:
+    """Return header and payload of one segment. `verify` decodes it again and raises InternalError if it differs."""
+    params, payload = coder.encode(data, options=options, threads=threads, progress=progress)
+    predictor, model = coder.predictor_id, 1 if coder.needs_model else 0
+    if len(params) + len(payload) >= len(data):
+        predictor, model, params, payload = STORED, 0, b"", data
+    elif verify and coder.decode(params, payload, len(data), threads=threads, progress=None) != data:
+        raise InternalError("a segment does not decode to what was encoded; nothing was written of it")
+    header = SegmentHeader(
+        predictor=predictor,
+        model=model,
+        params=params,
+        plain_size=len(data),
+        payload_size=len(payload),
+        payload_crc=zlib.crc32(payload),
+        plain_hash=xxhash.xxh3_64_intdigest(data),
+    )
+    return header, payload
+
+
+class SegmentDecoder:
+    """Decodes segments, keeping the predictors and models that it has made ready.
+
+    Of the options only `model` (where to find the weights) and `offline` have a meaning here. `memory_limit`: bytes
+    that decoding one segment may take, None for no limit.
+    """
+
+    def __init__(
+        self,
+        options: CodecOptions | None = None,
+        threads: int = 0,
+        meter: Meter | None = None,
+        memory_limit: int | None = None,
+    ) -> None:
+        self._options = CodecOptions() if options is None else options
+        self._threads = count_threads(threads)
+        self._meter = Meter("decompress", None, None) if meter is None else meter
+        self._memory_limit = memory_limit
+        self._coders: dict[tuple[int, ModelIdentity | None], SegmentCoder] = {}
+
+    def check_memory(self, header: SegmentHeader, identity: ModelIdentity | None) -> None:
+        """Raise LimitError when decoding the segment would take more than the limit; nothing is allocated yet."""
+        if self._memory_limit is None:
+            return
+        from nacz.memory import decoding_memory
+
+        needed = decoding_memory(header, self._source_of_model(identity), self._options.offline)
+        if needed > self._memory_limit:
+            allowed = self._memory_limit
+            raise LimitError(f"decoding needs about {needed} bytes of memory, more than the {allowed} allowed")
+
+    def plain(
+        self, header: SegmentHeader, payload: bytes, identity: ModelIdentity | None, number: int, trust: bool = False
+    ) -> bytes:
+        """Return the plain bytes of segment `number` (for messages), its checksum compared.
+
+        `trust`: the identity is unknown, so that only the checksum can tell. Raises CorruptDataError and ModelError.
+        """
+        key = (header.predictor, identity)
+        if key not in self._coders:
+            self._coders[key] = self._make(header.predictor, identity, trust)
+        plain = self._coders[key].decode(
+            header.params, payload, header.plain_size, threads=self._threads, progress=self._meter.inside()
+        )
+        if len(plain) != header.plain_size or xxhash.xxh3_64_intdigest(plain) != header.plain_hash:
+            raise CorruptDataError(f"segment {number} does not decode to its plain data (checksum differs)")
+        return plain
+
+    def _source_of_model(self, recorded: ModelIdentity | None) -> str | None:
+        """Return the name or path of the model to load, None for the default."""
+        model = self._options.model if self._options.model != "none" else None
+        if model is not None or recorded is None:
+            return model
+        name = name_of_model(recorded)
+        if name and not model_is_known(name):
+            needed = describe_model(recorded)
+            raise ModelMissingError(
+                f"the archive needs model {needed}, which is not known here; name its file with --model"
+            )
+        return name or None
+
+    def _make(self, predictor: int, recorded: ModelIdentity | None, trust: bool) -> SegmentCoder:
+        """Return a coder whose model is the recorded one, to the bit."""
+        coder = make_coder(predictor, replace(self._options, model=self._source_of_model(recorded)))
+        if trust:
+            return coder
+        if coder.needs_model != (recorded is not None):
+            needs = "must name a model" if coder.needs_model else "has no model to name"
+            raise CorruptDataError(f"a segment of the {predictor_name(predictor)} {needs}")
+        if recorded is not None:
+            here = coder.model_identity(self._meter.model())
+            # The name is a hint: the same weights under another name are the same weights.
+            if here is None or replace(here, name="") != replace(recorded, name=""):
+                raise ModelMismatchError(
+                    f"the archive was written with model {describe_model(recorded)}; here is {describe_model(here)}"
+                )
+        return coder
+
+
+def describe_model(model: ModelIdentity | None) -> str:
+    """Return the identity of a model for people."""
+    if model is None:
+        return "none"
+    weights, tokenizer = model.weights_hash.hex(), model.tokenizer_hash.hex()
+    name = name_of_model(model) or "unnamed"
+    return f"{name} (weights {weights}, tokenizer {tokenizer}, contract {model.contract})"
