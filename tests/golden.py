@@ -1,0 +1,144 @@
+"""The golden set: fixed inputs, coded by the tiny model (or the real one), and the hashes of what comes out.
+
+Run as a program it codes the set in this process, decodes it again and prints one JSON object, so that another
+process, processor or emulator can be compared: `python tests/golden.py [--weights] [--threads N] [--check] [CASE...]`.
+Needs nacz and its dependencies, no test tools: it also runs where those are not.
+
+A hash is of the parameters and the payload of a segment; the container around them, and so the empty file, is tested
+elsewhere. Pinned hashes change only when the encoding does: raise `nacz.predictors.transformer.CONTRACT` or the version
+of the parameters, say so in the commit, and paste what this prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import hashlib
+import json
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import tiny
+
+from nacz import lanes
+from nacz.predictors import language_model
+from nacz.segment_coder import CodecOptions
+
+_WORDS = "the of and a in that it was he his with for at as be on not which you this but from had by they is are or"
+_WORDS += " river stone window light machine answer number history"
+_WORDS += " exactly rounding 1848 3.14159 {x} <p> &amp; naïve 東京"
+_SPECIAL = "<|im_start|>user\n<|endoftext|><|im_end|>\n<|im_start|>assistant <repo_name><file_sep>\0<|endoftext|>"
+
+
+def text(size: int, seed: int = 0) -> bytes:
+    """`size` bytes of words, the same for ever; may end inside a character."""
+    words, out = _WORDS.split(" "), []
+    for i, byte in enumerate(tiny.noise(seed, "words", size).tolist()):
+        out.append(words[byte * byte // 256 % len(words)] + ("\n" if i % 13 == 12 else ". " if i % 9 == 8 else " "))
+    return "".join(out).encode()[:size]
+
+
+class Case(NamedTuple):
+    data: bytes
+    lanes: int = 1
+    window: int = 256
+
+
+def cases() -> dict[str, Case]:
+    """The edge cases, for the tiny model. Most have about 1.3 bytes per token."""
+    return {
+        "one byte": Case(b"x"),
+        "one escaped byte": Case(b"\xff"),
+        "invalid UTF-8": Case(b"caf\xe9 \xf0\x9f\x98 \xc0\x80 \xed\xa0\x80 ok \xff\xfe\x80" * 4),
+        "NULs": Case(bytes(150)),
+        "special strings": Case(_SPECIAL.encode()),
+        "all bytes": Case(bytes(range(256))),
+        "random": Case(tiny.noise(0, "random", 200).tobytes()),
+        # 13 lanes are three row tiles (5, 4, 4) in the decoder, and the last step is short.
+        "many lanes": Case(text(700, 1), lanes=13),
+        "unequal lanes": Case(text(900, 2), lanes=2, window=512),
+        # More than three times the window: the ring turns over and the distance to the pinned block is capped.
+        "beyond the window": Case(text(1100, 3)),
+    }
+
+
+def real_cases() -> dict[str, Case]:
+    """For the real model."""
+    return {"real text": Case(text(2048, 4), lanes=2, window=512)}
+
+
+PINNED_TINY = {
+    "one byte": "cc09a1b6eac6ca68f4244be12bcc3fe10496bda33e0d469dd46fc7364b6abaf3",
+    "one escaped byte": "bbda57d9c9243ccfb4e619851aa6d6015290387249326fbab359de411d4273ff",
+    "invalid UTF-8": "280b9ce798a08d6442f088afb1f1478997c4be4482835d1db14e768768b83e01",
+    "NULs": "d388c2832fd3bc9e88eba5b1c5407453a4542aaaa6a5fc41cee2ea1675b2ee9e",
+    "special strings": "48cb524731444a00b290a63770f4b5196a6a4e1c5d3675332b8c812a4c93e58f",
+    "all bytes": "125e7e632ae4c76f7ec3a9154dcd4230395c6a8f2b151379f11d9e24188f1a7e",
+    "random": "376ab720de9c97b09c3894097103e9a91bec16b85bf768eaa36fa45077e08656",
+    "many lanes": "a79d32180f46c221d5a0062bf7a3c1b1949569a8a9a52f8acb8ec5da5737b73e",
+    "unequal lanes": "3a1f78cbb8fafe41e6c4bf51db79d0e6a0e0a43e1ffcd306c8480881e7cfd9f3",
+    "beyond the window": "88bff2f41eb27019f7933cd5fd2dbe433265c41304a283c6caab2ea3843a04d2",
+}
+PINNED_REAL = {
+    "real text": "de75d2830f42147a988707c3ccf520506d7f9a7aad8c830c946b3b30bda6efdc",
+}
+PINNED = PINNED_TINY | PINNED_REAL
+
+
+def digest(params: bytes, payload: bytes) -> str:
+    return hashlib.sha256(len(params).to_bytes(8, "little") + params + payload).hexdigest()
+
+
+def run(names: list[str] | None = None, *, weights: bool = False, threads: int = 1, rows: int = 0) -> dict[str, str]:
+    """{case: hash} of this process. Raises AssertionError when something does not decode."""
+    original, found = language_model.encode_lanes, {}
+    if rows:
+        language_model.encode_lanes = functools.partial(lanes.encode_lanes, rows=rows)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            model = None if weights else str(tiny.write(Path(folder)))
+            for name, case in (real_cases() if weights else cases()).items():
+                if names and name not in names:
+                    continue
+                options = CodecOptions(level=6, model=model, window=case.window, lanes=case.lanes, offline=True)
+                coder = language_model.LanguageModelCoder(options)
+                params, payload = coder.encode(case.data, options=options, threads=threads, progress=None)
+                found[name] = digest(params, payload)
+                back = coder.decode(params, payload, len(case.data), threads=threads, progress=None)
+                assert back == case.data, f"{name}: other bytes came back"
+    finally:
+        language_model.encode_lanes = original
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="code the golden set and print its hashes")
+    parser.add_argument("--weights", action="store_true", help="the real model on a text instead of the tiny one")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rows", type=int, default=0, help="rows per block when encoding (0: the usual number)")
+    parser.add_argument("--check", action="store_true", help="exit with 1 when a hash is not the pinned one")
+    parser.add_argument("cases", nargs="*", help="names of cases (none: all)")
+    args = parser.parse_args()
+    from nacz.kernels import dispatch
+
+    started = time.monotonic()
+    hashes = run(args.cases, weights=args.weights, threads=args.threads, rows=args.rows)
+    wrong = [name for name, found in hashes.items() if found != PINNED.get(name)]
+    report = {
+        "kernel": dispatch.chosen()[0],
+        "usable": dispatch.usable(),
+        "machine": platform.machine(),
+        "seconds": round(time.monotonic() - started, 1),
+        "wrong": wrong,
+        "hashes": hashes,
+    }
+    print(json.dumps(report, indent=1))
+    return 1 if args.check and wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
