@@ -13,15 +13,22 @@ import secrets
 import signal
 import stat
 import threading
+import zlib
 from collections.abc import Iterator
 from types import FrameType
 from typing import BinaryIO
 
 from nacz.errors import OutputExistsError, UsageError
 
+try:
+    import fcntl
+except ImportError:  # not POSIX
+    fcntl = None  # type: ignore[assignment]
+
 __all__ = ["Terminated", "atomic_output", "copy_times_and_mode", "terminate_as_exception"]
 
 _TEMPORARY_SUFFIX = ".nacz-part"
+_FLAGS = os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
 class Terminated(BaseException):
@@ -59,13 +66,22 @@ def terminate_as_exception() -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_output(
-    path: str | os.PathLike[str], *, overwrite: bool = False, like: os.stat_result | None = None
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    like: os.stat_result | None = None,
+    kind: str = "",
+    resume: bool = False,
 ) -> Iterator[BinaryIO]:
     """Yield a binary file that becomes `path` when the block ends, and leaves nothing when it raises.
 
     With `like` the output gets the mode and the modification time of that stat result. A device or a pipe
     under `path` is written to directly. Raises OutputExistsError when `path` is there and may not be
     replaced, and OSError for what the system refuses.
+
+    `kind` (letters and digits) becomes a part of the temporary name. With `resume` the file may be what a process that
+    was killed left of an output of the same name and kind, and an interrupt or an error of the system keeps it: the
+    caller reads what is there and cuts it.
     """
     path = os.fspath(path)
     existing = _lstat(path)
@@ -79,7 +95,8 @@ def atomic_output(
             return
         if not overwrite:
             raise OutputExistsError(f"{path} already exists; use -f to overwrite")
-    temporary, file = _create_beside(path, 0o600 if like is not None else 0o666)
+    left = _left_behind(path, kind) if resume else None
+    temporary, file = left or _create_beside(path, 0o600 if like is not None else 0o666, kind)
     try:
         with file:
             yield file
@@ -88,9 +105,10 @@ def atomic_output(
                 copy_times_and_mode(file.fileno(), like)
             os.fsync(file.fileno())
         _publish(temporary, path, overwrite)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
+    except BaseException as error:
+        if not (resume and isinstance(error, (KeyboardInterrupt, Terminated, OSError))):
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
         raise
 
 
@@ -109,17 +127,64 @@ def _lstat(path: str) -> os.stat_result | None:
         return None
 
 
-def _create_beside(path: str, mode: int) -> tuple[str, BinaryIO]:
-    """Create a file of a new name in the folder of `path`."""
+def _create_beside(path: str, mode: int, kind: str) -> tuple[str, BinaryIO]:
+    """Create a file of a new name in the folder of `path`, locked as long as it is open."""
     folder, name = os.path.split(path)
     while True:
-        # A long name is cut so that the temporary one is still legal; the token keeps it apart.
-        temporary = os.path.join(folder, f".{name[:120]}.{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}")
-        flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+        temporary = os.path.join(folder, f"{_prefix(name, kind)}{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}")
         try:
-            return temporary, os.fdopen(os.open(temporary, flags, mode), "wb")
+            descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | _FLAGS, mode)
         except FileExistsError:
             continue
+        _lock(descriptor)
+        return temporary, os.fdopen(descriptor, "r+b")
+
+
+def _left_behind(path: str, kind: str) -> tuple[str, BinaryIO] | None:
+    """Open the longest file that an output of this name and kind left, if nobody is writing it; remove the others."""
+    folder, name = os.path.split(path)
+    prefix = _prefix(name, kind)
+    best: tuple[str, BinaryIO] | None = None
+    size = -1
+    for entry in sorted(os.listdir(folder or ".")):
+        if not entry.startswith(prefix) or not entry.endswith(_TEMPORARY_SUFFIX):
+            continue
+        temporary = os.path.join(folder, entry)
+        try:
+            descriptor = os.open(temporary, _FLAGS | getattr(os, "O_NOFOLLOW", 0))
+        except OSError:
+            continue
+        status = os.fstat(descriptor)
+        is_own = not hasattr(os, "geteuid") or status.st_uid == os.geteuid()
+        if not stat.S_ISREG(status.st_mode) or not is_own or status.st_nlink != 1 or not _lock(descriptor):
+            os.close(descriptor)
+            continue
+        file = os.fdopen(descriptor, "r+b")
+        if status.st_size > size:
+            (temporary, file), best, size = best or ("", file), (temporary, file), status.st_size
+        if temporary:
+            file.close()
+            os.unlink(temporary)
+    return best
+
+
+def _prefix(name: str, kind: str) -> str:
+    # A long name is cut so that the temporary one is still legal; a digest of it keeps it apart.
+    short = name if len(os.fsencode(name)) <= 120 else f"{name[:40]}{zlib.crc32(os.fsencode(name)):08x}"
+    return f".{short}.{kind}-"
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock an open file for this process, if the system can; tell whether nobody else has it."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # not every file system has locks
+    return True
 
 
 def _publish(temporary: str, path: str, overwrite: bool) -> None:
