@@ -197,7 +197,8 @@ def _salvage_member(
     last = member[-1]
     end = last.record if isinstance(last.record, EndRecord) else None
     segments = [found for found in member if isinstance(found.record, SegmentHeader)]
-    numbers = _numbers(segments, end, last.start)
+    header_start = member[0].start if isinstance(member[0].record, MemberHeader) else None
+    numbers = _numbers(segments, end, last.start, header_start)
     starts = [0]
     for entry in end.entries if end is not None else ():
         starts.append(starts[-1] + entry.plain_size)
@@ -257,7 +258,9 @@ def _recover(
     return None
 
 
-def _numbers(segments: list[_Found], end: EndRecord | None, end_start: int) -> dict[int, int]:
+def _numbers(
+    segments: list[_Found], end: EndRecord | None, end_start: int, header_start: int | None
+) -> dict[int, int]:
     """Return which entry of the index each segment is: by the place of its record, or, where bytes have come or gone,
     by the order of sizes (of several neighbours with equal sizes one may stand for another then)."""
     if end is None or not end.entries:
@@ -267,7 +270,8 @@ def _numbers(segments: list[_Found], end: EndRecord | None, end_start: int) -> d
     for number, entry in enumerate(end.entries):
         offsets[offset] = number
         offset += entry.record_size
-    if all(found.start in offsets for found in segments):
+    is_in_place = header_start is None or header_start == end_start - end.member_size
+    if is_in_place and all(found.start in offsets for found in segments):
         return {found.start: offsets[found.start] for found in segments}
     wanted = [(entry.record_size, entry.plain_size) for entry in end.entries]
     sizes = []

@@ -19,7 +19,8 @@ from nacz import CodecOptions
 from nacz.repair import Salvage, salvage
 from nacz.segments import SegmentDecoder
 
-TEXT = bytes(32 + (i * i // 7 + i % 13) % 64 for i in range(4000))
+# Segments of different sizes, as they are in life: each has an alphabet of its own.
+TEXT = bytes(32 + (i * i // 7 + i % 13) % (20 + 5 * (i // 400)) for i in range(4000))
 OPTIONS = CodecOptions(level=6, segment_size=400)
 
 
