@@ -1,15 +1,15 @@
-"""32-bit multiply-adds for the mixers.
+"""32-bit multiply-adds for the mixers, and a prefetch.
 
-Numba widens int32 * int32 to int64, which halves the lanes of a vector. These two operations stay in 32 bits when
+Numba widens int32 * int32 to int64, which halves the lanes of a vector. These operations stay in 32 bits when
 compiled; interpreted they are the same formulas on Python's integers. The mixer keeps every product below 2^31
-(see `kernel.WEIGHT_MAX`), so the two agree. Knows numbers only.
+(inputs have 12 bits and weights stay far below 8), so the two agree. Knows numbers only.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.extending import intrinsic, overload
 
@@ -20,18 +20,18 @@ _STEP_HALF = 1 << (STEP_SHIFT - 1)
 _I32 = ir.IntType(32)
 
 
-def mac(total: int, a: int, b: int) -> int:
+def mac(total: Any, a: Any, b: Any) -> Any:
     """total + (a * b >> DOT_SHIFT)"""
     return total + ((a * b) >> DOT_SHIFT)
 
 
-def learn16(w: Any, at: int, x: Any, i: int, e: int) -> None:
+def learn16(w: Any, at: Any, x: Any, i: Any, e: Any) -> None:
     """w[at + k] += x[i + k] * e / 2^STEP_SHIFT, rounded, for k in 0..15"""
     for k in range(LANES):
         w[at + k] += (x[i + k] * e + _STEP_HALF) >> STEP_SHIFT
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _mac32(typingctx: Any, total: Any, a: Any, b: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         product = builder.mul(args[1], args[2])
@@ -40,7 +40,7 @@ def _mac32(typingctx: Any, total: Any, a: Any, b: Any) -> Any:
     return types.int32(types.int32, types.int32, types.int32), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _learn16(typingctx: Any, w: Any, at: Any, x: Any, i: Any, e: Any) -> Any:
     # Written as vector operations because Numba's indices hide from LLVM that the row is contiguous: its loop was
     # scalar and took 31 % of level 3. LLVM splits the 16 lanes into whatever the machine has.
@@ -65,21 +65,21 @@ def _learn16(typingctx: Any, w: Any, at: Any, x: Any, i: Any, e: Any) -> Any:
     return types.void(w, types.intp, x, types.intp, types.int32), codegen
 
 
-@overload(mac, inline="always")  # type: ignore[untyped-decorator]
+@overload(mac, inline="always")
 def _mac(total, a, b):  # type: ignore[no-untyped-def]
-    return lambda total, a, b: _mac32(total, a, b)
+    return lambda total, a, b: _mac32(total, a, b)  # type: ignore[call-arg]
 
 
-@overload(learn16, inline="always")  # type: ignore[untyped-decorator]
+@overload(learn16, inline="always")
 def _learn(w, at, x, i, e):  # type: ignore[no-untyped-def]
-    return lambda w, at, x, i, e: _learn16(w, at, x, i, e)
+    return lambda w, at, x, i, e: _learn16(w, at, x, i, e)  # type: ignore[call-arg]
 
 
-def touch(array: Any, index: int) -> None:
+def touch(array: Any, index: Any) -> None:
     """Ask the machine to bring `array[index]` near. Changes no value, so it may do nothing."""
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _prefetch(typingctx: Any, array: Any, index: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         view = context.make_array(signature.args[0])(context, builder, args[0])
@@ -95,6 +95,6 @@ def _prefetch(typingctx: Any, array: Any, index: Any) -> Any:
     return types.void(array, types.intp), codegen
 
 
-@overload(touch, inline="always")  # type: ignore[untyped-decorator]
+@overload(touch, inline="always")
 def _touch(array, index):  # type: ignore[no-untyped-def]
-    return lambda array, index: _prefetch(array, index)
+    return lambda array, index: _prefetch(array, index)  # type: ignore[call-arg]

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...coder import binary
-from ...errors import CorruptDataError, UsageError
+from nacz.coder import binary
+from nacz.errors import CorruptDataError, UsageError
+
 from . import kernel
 from .analysis import looks_random, record_width
 from .model import Model
@@ -36,7 +37,7 @@ def _check_level(level: int) -> None:
 def compress(data: Buffer, level: int, progress: Progress | None = None) -> bytes:
     """Payload of `data`; empty for empty data."""
     _check_level(level)
-    plain = np.frombuffer(data, dtype=np.uint8)
+    plain = np.frombuffer(memoryview(data), dtype=np.uint8)
     size = len(plain)
     if size == 0:
         return b""
@@ -62,7 +63,7 @@ def decompress(payload: Buffer, size: int, level: int, progress: Progress | None
     _check_level(level)
     if size == 0:
         return b""
-    coded = np.frombuffer(payload, dtype=np.uint8)
+    coded = np.frombuffer(memoryview(payload), dtype=np.uint8)
     width = int.from_bytes(coded[:_HEAD].tobytes(), "little")
     # A copy: the compiled loop has one signature, and the encoder writes where the decoder reads.
     coded = coded[_HEAD:].copy()
@@ -79,7 +80,7 @@ def decompress(payload: Buffer, size: int, level: int, progress: Progress | None
 
 def estimate_incompressible(data: Buffer) -> bool:
     """Whether coding `data` is not worth the time. Quick: about a hundredth of level 1's own."""
-    return looks_random(np.frombuffer(data, dtype=np.uint8))
+    return looks_random(np.frombuffer(memoryview(data), dtype=np.uint8))
 
 
 class ByteModelCoder:

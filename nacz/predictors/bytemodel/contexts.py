@@ -175,7 +175,6 @@ def contexts_3(h: Any, reg: Any, buf: Any, pos: int, ind: Any) -> None:
     w1 = reg[WORD1]
     w2 = reg[WORD2]
     c1 = c4 & 0xFF
-    c2 = (c4 >> 8) & 0xFF
     h[2] = mix(c4 & 0xFFFF, 2)
     h[3] = mix(c4 & 0xFFFFFF, 3)
     h[4] = mix(c4, 4)
@@ -190,8 +189,17 @@ def contexts_3(h: Any, reg: Any, buf: Any, pos: int, ind: Any) -> None:
     col = pos - reg[LINE]
     up = reg[ABOVE] + col
     above = buf[up] if up < reg[LINE] else 10
-    h[13] = mix(mix(above, c1), min(col, 255) + 0xD0000)
-    h[14] = mix(mix(above, c4 & 0xFFFF), 0xE0000)
+    width = reg[WIDTH]
+    if width > 0:
+        left = buf[pos - width] if pos >= width else 0
+        higher = buf[pos - 2 * width] if pos >= 2 * width else 0
+        h[13] = mix(mix(left, c1), 0xD0000 + pos % width)
+        h[14] = mix(mix(left, higher), 0xE0000 + pos % width)
+        h[12] = mix(mix(left, pos % width), 0x180000)
+        h[9] = mix(mix(left, c4 & 0xFFFF), 0x190000)
+    else:
+        h[13] = mix(mix(above, c1), min(col, 255) + 0xD0000)
+        h[14] = mix(mix(above, c4 & 0xFFFF), 0xE0000)
     h[15] = mix(c4 & 0xFFFF00, 0xF0000)
     h[16] = mix(c4 & 0xFFFF0000, 0x100000)
     h[17] = mix(c4 & 0xF0F0F0FF, 0x110000)

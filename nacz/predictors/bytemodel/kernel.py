@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from ...coder.binary import decode_bit, encode_bit
+from nacz.coder.binary import decode_bit, encode_bit
+
 from . import contexts as cx
 from .arith import LANES, learn16, mac, touch
 from .settings import Level
-from .tables import INPUT_MAX, LOGIT_MAX
+from .tables import LOGIT_MAX
 
 TRAIN, ENCODE, DECODE = 0, 1, 2
 
@@ -31,8 +32,8 @@ KNOTS = 32  # 25 are used; a power of two keeps a row inside two cache lines
 
 
 @njit(cache=True, nogil=True, inline="always")
-def dot(x: Any, w: Any, at: int, n: int) -> int:
-    total = np.int32(0)
+def dot(x: Any, w: Any, at: Any, n: int) -> Any:
+    total: Any = np.int32(0)
     for i in range(n):
         total = mac(total, x[i], w[at + i])
     return total >> 8
@@ -45,7 +46,7 @@ def learn(x: Any, w: Any, at: int, n: int, e: int) -> None:
 
 
 @njit(cache=True, nogil=True, inline="always")
-def find_slot(t: Any, h: int, at: int) -> int:
+def find_slot(t: Any, h: Any, at: Any) -> Any:
     """The slot of hash `h` in the line at `at`: its own if there, else the least experienced one, emptied."""
     check = h & 0xFFFF
     lo = check & 0xFF
@@ -101,9 +102,10 @@ def build(level: Level) -> Any:
     LMAX = LOGIT_MAX
 
     @njit(cache=True, nogil=True)
-    def run(
-        buf, start, stop, mode, payload, coder, reg, t, sm, rm, mm, w, wc, w2, x, h, slot_hash, base, base0, idx, heads, ind, dt, dh, dbase, didx,
-        apm, sel, xo, nex, stretch, squash, rec, minlen,
+    def run(  # type: ignore[no-untyped-def]
+        buf, start, stop, mode, payload, coder, reg, t, sm, rm, mm, w, wc, w2, x, h, slot_hash, base,
+        base0, idx,
+        heads, ind, dt, dh, dbase, didx, apm, sel, xo, nex, stretch, squash, rec, minlen,
     ):  # fmt: skip
         lines = (len(t) - DIRECT) >> 6
         hmask = (len(heads) // NM) - 1
@@ -186,7 +188,9 @@ def build(level: Level) -> Any:
                     if pb != 0 and (pb >> (8 - bitpos)) == c0:
                         e = (pb >> (7 - bitpos)) & 1
                         length = reg[r + 1]
-                        q = length if length < 16 else (16 + (length - 16) // 8 if length < 64 else min(22 + length // 64, 31))
+                        q = length
+                        if length >= 16:
+                            q = 16 + (length - 16) // 8 if length < 64 else min(22 + length // 64, 31)
                         j = ((m * 32 + q) * 9 + reg[r + 2]) * 2 + e
                         midx[m] = j
                         p = mm[j] >> 9

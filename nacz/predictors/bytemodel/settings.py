@@ -66,13 +66,14 @@ LEVELS = {
         apm_rows=65536 + 16384, primer_max=1 << 15, primer_base=1 << 14, primer_shift=4,
     ),
     2: Level(
-        number=2, contexts=11, inputs=2, first_hashed=1, match_lengths=(6,), sets=3, set_rows=768, finals=1, runs=False,
-        limit=255, rate=28, rate_boost=60, rate_decay=64, rate2=8, weight=16000, direct=0, table_bits=26,
+        number=2, contexts=11, inputs=2, first_hashed=1, match_lengths=(6,), sets=3, set_rows=768, finals=1,
+        runs=False, limit=255, rate=28, rate_boost=60, rate_decay=64, rate2=8, weight=16000, direct=0, table_bits=26,
         apm_rows=65536 + 65536, primer_max=1 << 16, primer_base=1 << 15, primer_shift=5,
     ),
     3: Level(
-        number=3, contexts=23, inputs=3, first_hashed=2, match_lengths=(5, 12), sets=9, set_rows=6016, finals=2, runs=True,
-        limit=500, rate=40, rate_boost=100, rate_decay=64, rate2=30, weight=12000, direct=4, table_bits=29,
+        number=3, contexts=23, inputs=3, first_hashed=2, match_lengths=(5, 12), sets=9,
+        set_rows=6016,
+        finals=2, runs=True, limit=500, rate=24, rate_boost=100, rate_decay=64, rate2=30, weight=9000, direct=4, table_bits=29,
         apm_rows=4 * 65536, primer_max=1 << 18, primer_base=1 << 15, primer_shift=0,
     ),
 }  # fmt: skip
