@@ -90,7 +90,8 @@ def build(level: Level) -> Any:
     RATE2 = level.rate2
     RBOOST = level.rate_boost
     RDECAY = level.rate_decay
-    compute = (cx.contexts_1, cx.contexts_2, cx.contexts_3)[LEVEL - 1]
+    # Only numbers are captured: a captured function has a new identity in every process, and Numba's cache would
+    # never find the compiled loop again (2.9 s per start instead of a fraction).
     ND = level.direct
     DLIMIT = 255
     DBASE = N * K
@@ -112,7 +113,12 @@ def build(level: Level) -> Any:
         midx = xo[16:]
         for pos in range(start, stop):
             # ---- per byte: contexts, match candidates
-            compute(h, reg, buf, pos, ind)
+            if LEVEL == 1:
+                cx.contexts_1(h, reg, buf, pos, ind)
+            elif LEVEL == 2:
+                cx.contexts_2(h, reg, buf, pos, ind)
+            else:
+                cx.contexts_3(h, reg, buf, pos, ind)
             c4 = reg[cx.C4]
             c1 = c4 & 0xFF
             if ND > 0:

@@ -72,8 +72,7 @@ LEVELS = {
     ),
     3: Level(
         number=3, contexts=23, inputs=3, first_hashed=2, match_lengths=(5, 12), sets=9,
-        set_rows=6016,
-        finals=2, runs=True, limit=500, rate=24, rate_boost=100, rate_decay=64, rate2=30, weight=9000, direct=4, table_bits=29,
-        apm_rows=4 * 65536, primer_max=1 << 18, primer_base=1 << 15, primer_shift=0,
+        set_rows=6016, finals=2, runs=True, limit=500, rate=24, rate_boost=100, rate_decay=64, rate2=30, weight=9000,
+        direct=4, table_bits=29, apm_rows=4 * 65536, primer_max=1 << 18, primer_base=1 << 15, primer_shift=0,
     ),
 }  # fmt: skip
