@@ -8,8 +8,10 @@ Knows processors. Does not know what is computed.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
+import sys
 from functools import lru_cache
 from typing import Any
 
@@ -24,12 +26,27 @@ from nacz.errors import InternalError, UsageError
 # Fastest first.
 KERNELS: dict[str, Any] = {"vnni512": Vnni512(), "avx2": Avx2(), "neon": Neon(), "plain": Plain()}
 
+_AT_HWCAP, _HWCAP_ASIMDDP = 16, 1 << 20  # Linux on AArch64
+
 
 def _features() -> dict[str, bool]:
     """Features of the processor that Numba compiles for. With NUMBA_CPU_NAME it is not this one: claim nothing."""
     if config.CPU_NAME or config.CPU_FEATURES:
         return {}
-    return dict(llvm.get_host_cpu_features())
+    has = dict(llvm.get_host_cpu_features())
+    if platform.machine() in ("aarch64", "arm64"):
+        has["dotprod"] = has.get("dotprod", False) or _dot_product()
+    return has
+
+
+def _dot_product() -> bool:
+    """Whether an AArch64 processor has `sdot`. LLVM's list of what the processor has leaves it out on Linux."""
+    if sys.platform == "darwin":
+        return True  # since the first of its processors
+    try:
+        return bool(ctypes.CDLL(None).getauxval(_AT_HWCAP) & _HWCAP_ASIMDDP)
+    except (AttributeError, OSError, TypeError):
+        return False
 
 
 def usable() -> list[str]:

@@ -128,6 +128,8 @@ class _Avx2Step:
 
 
 class _NeonStep:
+    # A processor that LLVM does not know by name may have the instruction and lack the feature in Numba's target.
+    features = "+neon,+dotprod"
     vector, parts, columns_at_once = ir.VectorType(I32, 4), 4, 1
     bytes16 = ir.VectorType(I8, 16)
 
@@ -242,6 +244,9 @@ def _emit(context: Any, builder: Any, sig: Any, args: Any, mr: int, nr: int, mod
         return builder.add(base, builder.shl(offset, I64(2)))
 
     step = _STEPS[sig.args[0].instance_class.__name__]
+    if hasattr(step, "features"):
+        # llvmlite's own `add` knows no attributes with values.
+        set.add(builder.function.attributes, f'"target-features"="{step.features}"')
     a_row, k4, out_row = args[3], args[6], args[9]
     a, b, out = builder.add(data(1), args[2]), builder.add(data(4), args[5]), words(data(7), args[8])
     rows = [builder.add(a, builder.mul(a_row, I64(i))) for i in range(mr)]
