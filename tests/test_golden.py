@@ -1,0 +1,99 @@
+"""Archives of every format version so far decode for ever, in this release and in the decoder of docs/.
+
+Run with `pytest tests/test_golden.py`. The files are made by scripts/golden; a missing one is a failure. The language
+model is the tiny one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import tiny
+
+import nacz
+from nacz import CodecOptions
+from nacz.random_access import RandomReader
+from nacz.segments import SegmentDecoder
+
+HERE = Path(__file__).parent / "golden"
+PLAIN = {
+    (version, name): want
+    for version in ("v0",)
+    for name, want in json.loads((HERE / version / "plain.json").read_text()).items()
+}
+ERRORS = json.loads((HERE / "errors/expected.json").read_text())
+# What no release may lose: a file that disappears is noticed here.
+WANTED = {
+    "v0": {
+        "empty", "stored", "stored-segments", "language-model", "language-model-lanes", "language-model-segments",
+        "language-model-escapes", "language-model-window", "mixed", "members", *(f"level-{n}" for n in range(4, 10)),
+    }
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def reference(model: Path) -> tuple[ModuleType, object]:
+    path = Path(__file__).parent.parent / "docs" / "reference_decoder.py"
+    spec = importlib.util.spec_from_file_location("reference_decoder", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert "import nacz" not in path.read_text() and "from nacz" not in path.read_text()
+    return module, module.Model(model.read_bytes())
+
+
+def archive(version: str, name: str) -> bytes:
+    return (HERE / version / f"{name}.nacz").read_bytes()
+
+
+def right(plain: bytes, want: dict[str, object]) -> bool:
+    return len(plain) == want["plain_size"] and hashlib.sha256(plain).hexdigest() == want["sha256"]
+
+
+def test_nothing_is_missing() -> None:
+    for version, wanted in WANTED.items():
+        assert wanted <= {name for v, name in PLAIN if v == version}
+        assert {path.stem for path in (HERE / version).glob("*.nacz")} == {name for v, name in PLAIN if v == version}
+    assert {path.stem for path in (HERE / "errors").glob("*.nacz")} == set(ERRORS)
+
+
+@pytest.mark.parametrize(("version", "name"), PLAIN, ids=lambda value: value)
+def test_they_decode(model: Path, version: str, name: str) -> None:
+    data, want = archive(version, name), PLAIN[version, name]
+    options = CodecOptions(model=str(model))
+    plain = nacz.decompress(data, options)
+    assert right(plain, want)
+    reader = RandomReader(io.BytesIO(data), SegmentDecoder(options))
+    assert reader.size == len(plain)
+    third = len(plain) // 3
+    assert b"".join(reader.read_range(third, 2 * third)) == plain[third : 2 * third]
+
+
+@pytest.mark.parametrize(("version", "name"), PLAIN, ids=lambda value: value)
+def test_the_reference_decoder(reference: tuple[ModuleType, object], version: str, name: str) -> None:
+    if name == "byte-model":
+        pytest.skip("the reference decoder has no byte model")
+    module, loaded = reference
+    assert right(module.decode_archive(archive(version, name), loaded), PLAIN[version, name])
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_hostile_archives(model: Path, reference: tuple[ModuleType, object], name: str) -> None:
+    data = archive("errors", name)
+    with pytest.raises(nacz.NaczError) as caught:
+        nacz.decompress(data, CodecOptions(model=str(model)), max_output=1 << 30)
+    assert type(caught.value).__name__ == ERRORS[name]
+    module, loaded = reference
+    with pytest.raises(module.BadArchive):
+        module.decode_archive(data, loaded)
