@@ -65,7 +65,16 @@ def columns(
 @contextmanager
 def _full_precision() -> Iterator[None]:
     """float32 means float32: no TF32 and no bfloat16 inside of products, whatever the process has set."""
-    matmul, mkldnn = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    backends: Any = torch.backends
+    matmul, mkldnn = backends.cuda.matmul, getattr(backends.mkldnn, "matmul", None)
+    if mkldnn is None or not hasattr(matmul, "fp32_precision"):  # before torch 2.9
+        legacy = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(legacy)
+        return
     before = matmul.fp32_precision, mkldnn.fp32_precision
     matmul.fp32_precision = mkldnn.fp32_precision = "ieee"
     try:
@@ -111,8 +120,8 @@ def product_of_arrays(
     weights: NDArray[np.int8], step: NDArray[np.float32], device: torch.device | str = "cpu",
 ) -> NDArray[np.float32]:  # fmt: skip
     """`scaled_product` from arrays to an array."""
-    rows = [torch.from_numpy(np.ascontiguousarray(x)).to(device) for x in (a, zero, scale)]
-    result: Any = scaled_product(engine, *rows, columns(engine, weights, step, device)).cpu().numpy()
+    left, offset, factor = (torch.from_numpy(np.ascontiguousarray(x)).to(device) for x in (a, zero, scale))
+    result: Any = scaled_product(engine, left, offset, factor, columns(engine, weights, step, device)).cpu().numpy()
     return np.asarray(result, np.float32)
 
 
