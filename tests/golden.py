@@ -68,7 +68,10 @@ def cases() -> dict[str, Case]:
 
 def real_cases() -> dict[str, Case]:
     """For the real model."""
-    return {"real text": Case(text(2048, 4), lanes=2, window=512)}
+    return {
+        "real text": Case(text(2048, 4), lanes=2, window=512),
+        "short real text": Case(text(400, 5)),  # for emulators
+    }
 
 
 PINNED_TINY = {
@@ -85,6 +88,7 @@ PINNED_TINY = {
 }
 PINNED_REAL = {
     "real text": "de75d2830f42147a988707c3ccf520506d7f9a7aad8c830c946b3b30bda6efdc",
+    "short real text": "e99c4d34d427591cf553a7320ce2c48f49d3dd4dfc97fff606f00dc1f6b1fb39",
 }
 PINNED = PINNED_TINY | PINNED_REAL
 
