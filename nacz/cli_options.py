@@ -53,23 +53,17 @@ MODEL = together(
 )
 
 
-class _Size(click.ParamType):
+def _size(value: str) -> int:
     """A number of bytes, perhaps with K, M or G for powers of 1024."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"(\d+)([kKmMgG]?)(?:i?[bB])?", str(value).strip())
-        if match is None:
-            self.fail(f"not a number of bytes: {value}", param, ctx)
-        return int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2].lower()]
+    match = re.fullmatch(r"(\d+)([kKmMgG]?)(?:i?[bB])?", value.strip())
+    if match is None:
+        raise click.BadParameter(f"not a number of bytes: {value}")
+    return int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2].lower()]
 
 
 LIMITS = together(
-    click.option("--max-output", type=_Size(), metavar="SIZE", help="Refuse to decode more than SIZE bytes."),
-    click.option("-M", "--memlimit", type=_Size(), metavar="SIZE", help="Refuse to decode with more memory than SIZE."),
+    click.option("--max-output", type=_size, metavar="SIZE", help="Refuse to decode more than SIZE bytes."),
+    click.option("-M", "--memlimit", type=_size, metavar="SIZE", help="Refuse to decode with more memory than SIZE."),
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")
 _NAMES = click.option("-N", "--name", "keep_name", is_flag=True, help="Keep name, time and mode; use them.")

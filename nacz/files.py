@@ -159,7 +159,7 @@ def _left_behind(path: str, kind: str) -> tuple[str, BinaryIO] | None:
         if not stat.S_ISREG(status.st_mode) or not is_own or status.st_nlink != 1 or not _lock(descriptor):
             os.close(descriptor)
             continue
-        file = os.fdopen(descriptor, "r+b")
+        file: BinaryIO = os.fdopen(descriptor, "r+b")
         if status.st_size > size:
             (temporary, file), best, size = best or ("", file), (temporary, file), status.st_size
         if temporary:
