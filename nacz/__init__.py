@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     )
     from nacz.file_object import NaczFile, open
     from nacz.incremental import NaczCompressor, NaczDecompressor, get_frame_info
+    from nacz.integrations import register_fsspec, register_shutil, register_smart_open
     from nacz.progress import Progress
     from nacz.segment_coder import CodecOptions
 
@@ -67,6 +68,9 @@ __all__ = [
     "decompress_stream",
     "get_frame_info",
     "open",
+    "register_fsspec",
+    "register_shutil",
+    "register_smart_open",
 ]
 
 _HOME = {
@@ -94,6 +98,9 @@ _HOME = {
     "decompress_stream": "nacz.codec",
     "get_frame_info": "nacz.incremental",
     "open": "nacz.file_object",
+    "register_fsspec": "nacz.integrations",
+    "register_shutil": "nacz.integrations",
+    "register_smart_open": "nacz.integrations",
 }
 
 

@@ -48,6 +48,9 @@ def test_all_is_exactly_this() -> None:
         "decompress_stream",
         "get_frame_info",
         "open",
+        "register_fsspec",
+        "register_shutil",
+        "register_smart_open",
     ]
 
 
