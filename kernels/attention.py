@@ -36,7 +36,9 @@ def put_query(x: Any, at: int, cos: Any, sin: Any, angle: int, unit: Any, q: Any
 
 
 @compiled
-def put_key(x: Any, at: int, cos: Any, sin: Any, angle: int, small: Any, c: Any, block_at: int, j: int, index: int) -> None:
+def put_key(
+    x: Any, at: int, cos: Any, sin: Any, angle: int, small: Any, c: Any, block_at: int, j: int, index: int
+) -> None:
     """Turn and quantise one key into row j of its block, laid out as packed columns ([j/64][16][j%64][4])."""
     top, total = turned_signed(x, at, cos, sin, angle, small, 0)
     base = block_at + (j >> 6) * 64 * HEAD + (j & 63) * 4
@@ -59,7 +61,19 @@ def put_value(x: Any, at: int, small: Any, c: Any, block_at: int, j: int, index:
 
 
 @compiled
-def _sums(kern: Any, mr: int, a: Any, a_at: int, a_row: int, b: Any, b_at: int, terms: int, out: Any, out_at: int, out_row: int) -> None:
+def _sums(
+    kern: Any,
+    mr: int,
+    a: Any,
+    a_at: int,
+    a_row: int,
+    b: Any,
+    b_at: int,
+    terms: int,
+    out: Any,
+    out_at: int,
+    out_row: int,
+) -> None:
     """Integer sums of mr rows with 64 packed columns over `terms` terms."""
     k4 = terms >> 2
     # The epilogue is off (SUMS); `out` stands in for its arrays, which are not read.

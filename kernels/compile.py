@@ -2,11 +2,11 @@
 
 Numba notices a change in a function's own file, but not in the functions it calls: an upgraded kernel could run as old
 machine code inside an unchanged caller, which for a codec means wrong bytes. So the cache folder carries a hash of all
-sources of the package: any change starts afresh. `NACZ_CACHE_DIR` moves the folder; where none is writable, functions are
-compiled in memory.
+sources of the package: any change starts afresh. `NACZ_CACHE_DIR` moves the folder; where none is writable, functions
+are compiled in memory.
 
-`fastmath` is never set: no contraction, no reassociation. Division follows IEEE (`error_model="numpy"`), without the test for
-zero that would keep loops from being vectorised.
+`fastmath` is never set: no contraction, no reassociation. Division follows IEEE (`error_model="numpy"`), without the
+test for zero that would keep loops from being vectorised.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Which implementation runs: what the processor has, a self-test of known answers, and `NACZ_KERNEL`.
 
-Every implementation gives the same bits, so the choice is one of speed alone; the self-test is there because a processor,
-an emulator or a compiler may be wrong, and an archive written with wrong arithmetic would decode nowhere else.
+Every implementation gives the same bits, so the choice is one of speed alone; the self-test is there because a
+processor, an emulator or a compiler may be wrong, and an archive written with wrong arithmetic would decode nowhere
+else.
 
 Knows processors. Does not know what is computed.
 """

@@ -1,8 +1,8 @@
 """Row operations between the matrix products: exponential, normalise, quantise, rotate, SiLU.
 
-Everything here is elementwise IEEE float32 in a written order, or an integer reduction (maxima of float bit patterns, sums
-of squares in int64), so that vector width and order cannot matter. Numba never contracts a multiplication and an addition
-unless `fastmath` is set, which it is not.
+Everything here is elementwise IEEE float32 in a written order, or an integer reduction (maxima of float bit patterns,
+sums of squares in int64), so that vector width and order cannot matter. Numba never contracts a multiplication and an
+addition unless `fastmath` is set, which it is not.
 
 Loops index slices from 0: Numba wraps a negative index, and where it cannot exclude one it does not vectorise.
 
@@ -114,8 +114,8 @@ def quantise_rows(m: int, k: int, x: Any, a: Any, zero: Any, scale: Any) -> None
 def normalise_rows(m: int, k: int, eps: float, x: Any, a: Any, zero: Any, scale: Any) -> None:
     """RMSNorm and quantisation in one: x / sqrt(mean(x^2) + eps) ~ (a - zero) * scale, without a gain.
 
-    The norm divides a whole row by one number, so it only enters the step. The sum of squares is taken over x rounded to 21
-    bits relative to the row's largest magnitude, in int64: exact below 2^53 for k <= 2,048.
+    The norm divides a whole row by one number, so it only enters the step. The sum of squares is taken over x rounded
+    to 21 bits relative to the row's largest magnitude, in int64: exact below 2^53 for k <= 2,048.
     """
     for r in range(m):
         at = r * k
@@ -171,9 +171,9 @@ def rotate_rows(m: int, f: int, two: int, three: int, h: Any) -> None:
     """Mix each row of h, seen as [three][two][f / (two three)], over its first two axes; in place, flat float32 [m, f].
 
     A Walsh-Hadamard transform over `two` (a power of two) and, if three is 3, the symmetric orthogonal matrix
-    [[1,2,2],[2,1,-2],[2,-2,1]] over the first axis; neither is scaled (the inverse factor is folded into the next weights).
-    Spreads outliers so that 8 bits are enough (QuaRot, arXiv 2404.00456, section 3); mixing whole vectors of lanes costs no
-    shuffles.
+    [[1,2,2],[2,1,-2],[2,-2,1]] over the first axis; neither is scaled (the inverse factor is folded into the next
+    weights). Spreads outliers so that 8 bits are enough (QuaRot, arXiv 2404.00456, section 3); mixing whole vectors
+    of lanes costs no shuffles.
     """
     width = f // (two * three)
     for r in range(m):

@@ -1,9 +1,9 @@
 """Fixed-length vector loops of attention, written as LLVM vector code.
 
-The automatic vectoriser handles these loops alone, but loses them (2 to 40 times slower) once they are inlined among others.
-Here every operation is a 16-lane vector instruction that LLVM splits to the width of the machine. All are elementwise IEEE
-float32 or integer operations, plus integer sums and maxima, so width cannot change a bit. The arithmetic is that of
-`nacz.kernels.rows.int_exp2`, and the tests compare both.
+The automatic vectoriser handles these loops alone, but loses them (2 to 40 times slower) once they are inlined among
+others. Here every operation is a 16-lane vector instruction that LLVM splits to the width of the machine. All are
+elementwise IEEE float32 or integer operations, plus integer sums and maxima, so width cannot change a bit. The
+arithmetic is that of `nacz.kernels.rows.int_exp2`, and the tests compare both.
 
 Knows spans of 64 and 128 numbers. Does not know blocks, heads or layers.
 """
@@ -57,7 +57,9 @@ class _Emit:
     def splat(self, scalar: Any, vector: Any) -> Any:
         undef = ir.Constant(vector, ir.Undefined)
         one = self.builder.insert_element(undef, scalar, I32(0))
-        return self.builder.shuffle_vector(one, undef, ir.Constant(ir.VectorType(I32, vector.count), [0] * vector.count))
+        return self.builder.shuffle_vector(
+            one, undef, ir.Constant(ir.VectorType(I32, vector.count), [0] * vector.count)
+        )
 
     def ints(self, value: int) -> Any:
         return ir.Constant(VI, [value] * LANES)
@@ -114,8 +116,8 @@ def weigh_span(
 
     score_j = clamp(((sums[at+j] - key_sum[index+j]) * key_step[index+j]) * step), fixed point; keys from `seen` on are
     masked. whole = ceil of the largest score; e_j = 2^(score_j - whole), one = 2^23; w_j = e_j * value_step[index+j];
-    exponent = the larger of 16 and the biased exponent of the largest w; out[to+j] = min(255, floor(w_j * 2^(134-exponent) + 1/2)).
-    Returns (whole, sum of e, exponent), int32 each. All 128 numbers stay in registers.
+    exponent = the larger of 16 and the biased exponent of the largest w; out[to+j] = min(255, floor(w_j *
+    2^(134-exponent) + 1/2)). Returns (whole, sum of e, exponent), int32 each. All 128 numbers stay in registers.
     """
 
     def emit(e: _Emit) -> Any:

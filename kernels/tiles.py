@@ -1,12 +1,13 @@
 """The register tile: a few rows of unsigned bytes times packed columns of signed bytes, summed exactly in int32.
 
-One contract, one implementation per instruction set. A tile multiplies `mr` rows (1-6) with `16 * nr` columns over `4 * k4`
-terms. Right-hand operands ("packed") lie as panels of 64 columns, [columns / 64][K / 4][64][4]: one 64-byte load holds four
-consecutive terms of sixteen columns, which is what `vpdpbusd` takes and other instruction sets unpack cheaply, and a tile
-reads its panel from front to back, which is what prefetchers follow. Every partial sum is below
+One contract, one implementation per instruction set. A tile multiplies `mr` rows (1-6) with `16 * nr` columns over `4
+* k4` terms. Right-hand operands ("packed") lie as panels of 64 columns, [columns / 64][K / 4][64][4]: one 64-byte
+load holds four consecutive terms of sixteen columns, which is what `vpdpbusd` takes and other instruction sets unpack
+cheaply, and a tile reads its panel from front to back, which is what prefetchers follow. Every partial sum is below
 2^31 as long as K * 255 * 127 is (K <= 66,000), so the order of additions cannot matter.
 
-The epilogue turns sums into float32 elementwise, in one fixed order: ((sum - zero_row * colsum_col) * scale_col) * scale_row.
+The epilogue turns sums into float32 elementwise, in one fixed order: ((sum - zero_row * colsum_col) * scale_col) *
+scale_row.
 
 Knows instruction sets. Does not know what the rows mean, nor who chooses the kernel (`nacz.kernels.dispatch`).
 """
@@ -30,8 +31,8 @@ SUMS_AHEAD = 2  # int32 sums, and prefetches `b` further on
 SCALED_AHEAD = 3  # float32 result, and prefetches
 
 
-# A kernel is passed through compiled code as a value of its own type: the type selects the implementation and is part of
-# the signature under which Numba caches machine code, so two kernels never share a cache entry.
+# A kernel is passed through compiled code as a value of its own type: the type selects the implementation and is part
+# of the signature under which Numba caches machine code, so two kernels never share a cache entry.
 class Vnni512(NamedTuple):
     """AVX-512 VNNI: `vpdpbusd` on 64 bytes."""
 
@@ -173,9 +174,7 @@ class _PlainStep:
 
     @staticmethod
     def left(builder: Any, word: Any) -> Any:
-        return [
-            _splat(builder, builder.and_(builder.lshr(word, I32(8 * byte)), I32(255)), V16) for byte in range(4)
-        ]
+        return [_splat(builder, builder.and_(builder.lshr(word, I32(8 * byte)), I32(255)), V16) for byte in range(4)]
 
     @staticmethod
     def multiply_add(builder: Any, acc: list[Any], left: Any, right: Any) -> list[Any]:
@@ -197,9 +196,7 @@ def _joined(builder: Any, parts: list[Any]) -> Any:
     return parts[0]
 
 
-def _column_sums(
-    builder: Any, step: Any, rows: list[Any], columns: list[Any], k4: Any, ahead: Any
-) -> list[list[Any]]:
+def _column_sums(builder: Any, step: Any, rows: list[Any], columns: list[Any], k4: Any, ahead: Any) -> list[list[Any]]:
     """Emit the loop over K for all rows and the given column blocks; returns [row][column] vectors of 16 int32."""
     before = builder.block
     loop, done = builder.append_basic_block("terms"), builder.append_basic_block("summed")
@@ -282,16 +279,34 @@ def _emit(context: Any, builder: Any, sig: Any, args: Any, mr: int, nr: int, mod
 
 @intrinsic(prefer_literal=True)
 def tile(
-    typingctx: Any, kern: Any, a: Any, a_at: Any, a_row: Any, b: Any, b_at: Any, k4: Any,
-    out: Any, out_at: Any, out_row: Any, mr: Any, nr: Any, zero: Any, scale: Any, row0: Any,
-    colsum: Any, colscale: Any, col0: Any, mode: Any, ahead: Any,
+    typingctx: Any,
+    kern: Any,
+    a: Any,
+    a_at: Any,
+    a_row: Any,
+    b: Any,
+    b_at: Any,
+    k4: Any,
+    out: Any,
+    out_at: Any,
+    out_row: Any,
+    mr: Any,
+    nr: Any,
+    zero: Any,
+    scale: Any,
+    row0: Any,
+    colsum: Any,
+    colscale: Any,
+    col0: Any,
+    mode: Any,
+    ahead: Any,
 ) -> Any:
     """Emit one tile. `mr`, `nr` and `mode` are literals; everything else is known at run time.
 
-    a: uint8[], first row at `a_at`, rows `a_row` bytes apart. b: int8[] packed, 64-byte aligned, one panel from `b_at`. out: int32[] (SUMS...) or float32[], at `out_at`, rows `out_row` elements apart.
-    zero int32[], scale float32[] per row from `row0`; colsum int32[], colscale float32[] per column from `col0`.
-    `ahead`: how many bytes further on in `b` to prefetch (the AHEAD modes only).
-    """
+    a: uint8[], first row at `a_at`, rows `a_row` bytes apart. b: int8[] packed, 64-byte aligned, one panel from
+    `b_at`. out: int32[] (SUMS...) or float32[], at `out_at`, rows `out_row` elements apart. zero int32[], scale
+    float32[] per row from `row0`; colsum int32[], colscale float32[] per column from `col0`. `ahead`: how many bytes
+    further on in `b` to prefetch (the AHEAD modes only)."""
     if not all(isinstance(x, types.IntegerLiteral) for x in (mr, nr, mode)):
         return None
     shape = mr.literal_value, nr.literal_value, mode.literal_value
@@ -300,6 +315,4 @@ def tile(
         return _emit(context, builder, sig, args, *shape)
 
     i = types.int64
-    return types.void(
-        kern, a, i, i, b, i, i, out, i, i, mr, nr, zero, scale, i, colsum, colscale, i, mode, i
-    ), codegen
+    return types.void(kern, a, i, i, b, i, i, out, i, i, mr, nr, zero, scale, i, colsum, colscale, i, mode, i), codegen

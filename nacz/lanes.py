@@ -1,8 +1,9 @@
-"""Running the lanes of a segment: intervals for an encoder that knows all tokens, tokens for a decoder that knows the bits.
+"""Running the lanes of a segment: intervals for an encoder that knows all tokens, tokens for a decoder that knows the
+bits.
 
 A segment's tokens are cut into L contiguous lanes that advance in lockstep: step t codes token t of every lane, in lane
-order, into one stream. Every lane has its own transformer context. Workers are threads that own lanes (the compiled code
-holds no lock), so nothing is shared but weights, and the number of workers cannot change a bit.
+order, into one stream. Every lane has its own transformer context. Workers are threads that own lanes (the compiled
+code holds no lock), so nothing is shared but weights, and the number of workers cannot change a bit.
 
 Knows tokens, lanes and workers. Does not know text, parameters on disk, or the container.
 """
@@ -15,22 +16,29 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from nacz.coder.range_coder import POSITION, decode_advance, decode_target, decoder_consistent, decoder_init
+from nacz.errors import CorruptDataError
 from nacz.kernels.attention import BLOCK
 from nacz.kernels.cdf import GROUP, find, fix_logits, interval, spread
 from nacz.kernels.compile import compiled
-from numpy.typing import NDArray
-
-from nacz.errors import CorruptDataError
 from nacz.predictors.transformer import (
-    Group, Shape, Weights, aligned, forward, head, make_cache, make_scratch,
+    Group,
+    Shape,
+    Weights,
+    aligned,
+    forward,
+    head,
+    make_cache,
+    make_scratch,
 )  # fmt: skip
 
 ROWS = 128  # rows per block when encoding; any value gives the same bits
 HEAD_ROWS = 24  # rows per product with the head: 24 x 49,152 logits are 4.7 MB
 
-# Called now and then from the calling thread with the tokens done per lane (int64[lanes]), the tokens, lane after lane, as
-# far as they are known (int32[n]), and the coded bytes so far. May raise to cancel.
+# Called now and then from the calling thread with the tokens done per lane (int64[lanes]), the tokens, lane after
+# lane, as far as they are known (int32[n]), and the coded bytes so far. May raise to cancel.
 Progress = Callable[[NDArray[np.int64], NDArray[np.int32], int], None]
 POLL = 0.1  # seconds between calls of progress
 
@@ -54,8 +62,18 @@ def cache_bytes(shape: Shape, lanes: int) -> int:
 
 @compiled
 def _intervals(
-    kern: Any, shape: Any, w: Any, s: Any, m: int, targets: Any, logits: Any, fixed: Any, freq: Any, sums: Any,
-    low_out: Any, freq_out: Any,
+    kern: Any,
+    shape: Any,
+    w: Any,
+    s: Any,
+    m: int,
+    targets: Any,
+    logits: Any,
+    fixed: Any,
+    freq: Any,
+    sums: Any,
+    low_out: Any,
+    freq_out: Any,
 ) -> None:
     done = 0
     while done < m:
@@ -133,8 +151,15 @@ class _Worker:
 
 
 def encode_lanes(
-    kern: Any, shape: Shape, weights: Weights, bos: int, tokens: NDArray[np.int32], lanes: int, threads: int,
-    progress: Progress | None = None, rows: int = ROWS,
+    kern: Any,
+    shape: Shape,
+    weights: Weights,
+    bos: int,
+    tokens: NDArray[np.int32],
+    lanes: int,
+    threads: int,
+    progress: Progress | None = None,
+    rows: int = ROWS,
 ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
     """(cumulative, frequency) of every token in coding order, uint32[tokens] each, of a total of 2^24.
 
@@ -172,8 +197,8 @@ def encode_lanes(
                     progress(so_far, tokens, int(np.sum(24.0 - np.log2(known)) / 8))
         finally:
             stop[0] = True
-    # Token t of a lane is coded after t steps of all lanes and the lanes before it: only the last step can be short, and
-    # it lacks the last lanes.
+    # Token t of a lane is coded after t steps of all lanes and the lanes before it: only the last step can be short,
+    # and it lacks the last lanes.
     place = np.concatenate([np.arange(n) * lanes + lane for lane, n in enumerate(lengths)])
     cumulative, frequency = np.empty(tokens.size, np.uint32), np.empty(tokens.size, np.uint32)
     cumulative[place], frequency[place] = low, freq
@@ -181,8 +206,15 @@ def encode_lanes(
 
 
 def decode_lanes(
-    kern: Any, shape: Shape, weights: Weights, bos: int, stream: NDArray[np.uint8], count: int, lanes: int,
-    threads: int, progress: Progress | None = None,
+    kern: Any,
+    shape: Shape,
+    weights: Weights,
+    bos: int,
+    stream: NDArray[np.uint8],
+    count: int,
+    lanes: int,
+    threads: int,
+    progress: Progress | None = None,
 ) -> NDArray[np.int32]:
     """The `count` tokens (int32) that a stream of `lanes` lanes holds, lane after lane. Raises CorruptDataError.
 
@@ -194,9 +226,7 @@ def decode_lanes(
     out = np.empty(count, np.int32)
     workers = max(1, min(threads, lanes))
     first = [lanes * i // workers for i in range(workers + 1)]
-    team = [
-        _Worker(kern, shape, weights, first[i + 1] - first[i], first[i + 1] - first[i]) for i in range(workers)
-    ]
+    team = [_Worker(kern, shape, weights, first[i + 1] - first[i], first[i + 1] - first[i]) for i in range(workers)]
     freq = np.empty((lanes, shape.vocab), np.int32)
     sums = np.empty((lanes, shape.vocab // GROUP), np.int32)
     current = np.full(lanes, bos, np.int32)

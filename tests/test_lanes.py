@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from nacz.coder.range_coder import encode_intervals
 from nacz.formats.varint import encode_varint
 from nacz.kernels.dispatch import KERNELS, usable
-from nacz.weights import store
 
 from nacz.errors import CorruptDataError, UnsupportedVersionError, UsageError
 from nacz.lanes import decode_lanes, encode_lanes, fitted, lane_lengths
 from nacz.predictors.language_model import LanguageModelCoder, Params, default_lanes
 from nacz.predictors.transformer import make_shape, make_weights
 from nacz.segment_coder import CodecOptions
+from nacz.weights import store
 from tests import tiny
 
 WINDOW = 256

@@ -1,7 +1,7 @@
 """The language-model predictor: a segment of bytes to tokens, to lanes, to one coded stream, and back.
 
-Chooses window and lanes from level and size, never from the machine, and writes all that decoding needs into the segment's
-parameters. Knows models, tokenizers and lanes. Does not know files or the container.
+Chooses window and lanes from level and size, never from the machine, and writes all that decoding needs into the
+segment's parameters. Knows models, tokenizers and lanes. Does not know files or the container.
 """
 
 from __future__ import annotations
@@ -9,17 +9,21 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
+
 from nacz.coder.range_coder import encode_intervals
+from nacz.errors import CorruptDataError, UnsupportedVersionError, UsageError
 from nacz.formats.varint import decode_varint, encode_varint
 from nacz.kernels.attention import BLOCK
 from nacz.kernels.dispatch import chosen
-from numpy.typing import NDArray
-
-from nacz.errors import CorruptDataError, UnsupportedVersionError, UsageError
 from nacz.lanes import Progress, cache_bytes, decode_lanes, encode_lanes, fitted, lane_lengths
 from nacz.predictors.transformer import CONTRACT, make_shape, make_weights
 from nacz.segment_coder import (
-    LANGUAGE_MODEL, CodecOptions, ModelIdentity, ModelProgress, SegmentProgress,
+    LANGUAGE_MODEL,
+    CodecOptions,
+    ModelIdentity,
+    ModelProgress,
+    SegmentProgress,
 )  # fmt: skip
 from nacz.weights.store import LoadedModel, load_model
 

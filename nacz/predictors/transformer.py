@@ -1,7 +1,7 @@
 """A Llama-family transformer in exact integer arithmetic: from tokens to rows of logits.
 
-One function serves the encoder, which runs blocks of many tokens of a lane, and the decoder, which runs one token of many
-lanes: every row's result depends on its own past alone, so how rows are grouped cannot change a bit.
+One function serves the encoder, which runs blocks of many tokens of a lane, and the decoder, which runs one token of
+many lanes: every row's result depends on its own past alone, so how rows are grouped cannot change a bit.
 
 Knows weights as arrays and streams as lanes with a position each. Does not know text, coding, files or threads.
 """
@@ -99,7 +99,8 @@ class Scratch(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Consecutive rows of one lane: rows first .. first + count - 1 are positions position .. of `lane`. int64 arrays."""
+    """Consecutive rows of one lane: rows first .. first + count - 1 are positions position .. of `lane`. int64
+    arrays."""
 
     lane: Any
     first: Any
@@ -239,7 +240,9 @@ def forward(kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens: Any, grou
         gated_rows(m, f, s.wide, s.hidden)
         rotate_rows(m, f, shape.two, shape.three, s.hidden)
         quantise_rows(m, f, s.hidden, s.a, s.zero, s.step)
-        scaled_product(kern, m, d, f, s.a, s.zero, s.step, w.down, layer * d * f, w.down_sum, w.down_step, layer * d, s.y)
+        scaled_product(
+            kern, m, d, f, s.a, s.zero, s.step, w.down, layer * d * f, w.down_sum, w.down_step, layer * d, s.y
+        )
         add_rows(m * d, s.x, s.y)
     normalise_rows(m, d, shape.eps, s.x, s.a, s.zero, s.step)
 
