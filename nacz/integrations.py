@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tarfile
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from nacz.file_object import NaczFile
 
@@ -64,7 +64,7 @@ def register_shutil(level: int | None = None) -> None:
 
 def register_fsspec() -> None:
     """Let `fsspec.open(..., compression="nacz")` work, and `compression="infer"` for names that end in `.nacz`."""
-    from fsspec.compression import register_compression
+    from fsspec.compression import register_compression  # type: ignore[import-untyped]
 
     register_compression("nacz", _open_file, _SUFFIX[1:], force=True)
 
@@ -73,7 +73,7 @@ def register_smart_open() -> None:
     """Let `smart_open.open` read and write names that end in `.nacz`."""
     from smart_open import register_compressor
 
-    register_compressor(_SUFFIX, _open_file)
+    register_compressor(_SUFFIX, cast(Any, _open_file))
 
 
 def _open_file(file: IO[bytes], mode: str = "rb", **options: Any) -> NaczFile:
