@@ -74,7 +74,7 @@ def spread(n: int, fixed: Any, freq: Any, group_sum: Any) -> None:
 
 
 @compiled
-def interval(freq: Any, group_sum: Any, symbol: int) -> Any:
+def interval(freq: Any, group_sum: Any, symbol: Any) -> Any:
     """(cumulative frequency below `symbol`, its frequency)."""
     low = np.int64(0)
     g = symbol // GROUP
@@ -86,7 +86,7 @@ def interval(freq: Any, group_sum: Any, symbol: int) -> Any:
 
 
 @compiled
-def find(freq: Any, group_sum: Any, target: int) -> Any:
+def find(freq: Any, group_sum: Any, target: Any) -> Any:
     """(symbol, cumulative frequency below it, its frequency) of the symbol whose interval holds `target` < 2^24."""
     low = np.int64(0)
     g = 0

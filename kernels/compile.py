@@ -20,9 +20,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
-from numba.core import config
+import numba.core.cgutils
+import numba.core.config
+import numba.extending
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+# Numba's own annotations fit calls from Python; these names are called from compiled code, where the typing context
+# is implied.
+intrinsic: Callable[..., Callable[..., Any]] = numba.extending.intrinsic
+cgutils: Any = numba.core.cgutils
+njit: Any = numba.njit
+numba_types: Any = numba.types
+config: Any = numba.core.config
 
 
 def _sources() -> list[Path]:
@@ -57,10 +67,12 @@ def compiled(function: F) -> F:
     """Compile with Numba: no GIL, no fast-math, machine code cached on disk per state of the sources."""
     folder = cache_folder()
     if folder is None:
-        return numba.njit(nogil=True, error_model="numpy")(function)  # type: ignore[no-any-return]
+        in_memory: F = njit(nogil=True, error_model="numpy")(function)
+        return in_memory
     before = config.CACHE_DIR
     config.CACHE_DIR = str(folder)
     try:
-        return numba.njit(nogil=True, error_model="numpy", cache=True)(function)  # type: ignore[no-any-return]
+        kept: F = njit(nogil=True, error_model="numpy", cache=True)(function)
     finally:
         config.CACHE_DIR = before
+    return kept

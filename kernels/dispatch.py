@@ -18,9 +18,9 @@ from typing import Any
 
 import llvmlite.binding as llvm
 import numpy as np
+from nacz.kernels.compile import config
 from nacz.kernels.gemm import pack, scaled_product
 from nacz.kernels.tiles import Avx2, Neon, Plain, Vnni512
-from numba.core import config
 
 from nacz.errors import InternalError, UsageError
 

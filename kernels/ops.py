@@ -12,8 +12,8 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
+from nacz.kernels.compile import intrinsic
+from nacz.kernels.compile import numba_types as types
 
 I32 = ir.IntType(32)
 F32 = ir.FloatType()

@@ -15,9 +15,8 @@ from typing import Any
 
 from llvmlite import ir
 from nacz.kernels import rows
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from nacz.kernels.compile import cgutils, intrinsic
+from nacz.kernels.compile import numba_types as types
 
 SPAN = 128
 FRACTION = 14  # fixed-point bits of a score in units of log2
@@ -97,14 +96,14 @@ class _Emit:
         return b.ashr(b.fptosi(b.fmul(y, self.floats(2.0**23)), VI), whole)
 
 
-def _span(signature: Callable[..., Any], emit: Callable[[_Emit], Any]) -> Callable[..., Any]:
+def _span(signature: Any, emit: Callable[[_Emit], Any]) -> tuple[Any, Callable[..., Any]]:
     """The typing and code generation that every intrinsic below returns."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         result = emit(_Emit(context, builder, sig, args))
         return context.get_dummy_value() if result is None else result
 
-    return signature, codegen  # type: ignore[return-value]
+    return signature, codegen
 
 
 @intrinsic
