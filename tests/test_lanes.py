@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nacz.coder.range_coder import encode_intervals
@@ -19,7 +20,6 @@ from nacz.predictors.language_model import LanguageModelCoder, Params, default_l
 from nacz.predictors.transformer import make_shape, make_weights
 from nacz.segment_coder import CodecOptions
 from nacz.weights import store
-from tests import tiny
 
 WINDOW = 256
 BOS = 0
