@@ -178,7 +178,8 @@ def decode_language_model(model: Model, params: Fields, payload: bytes, plain_si
     check(version == 0, "parameters of an unknown version")
     window, lanes, count = params.varint() * 128, params.varint(), params.varint()
     check(params.ended() and 256 <= window <= 16384, "parameters out of range")
-    check(1 <= count <= 2 * plain_size and 1 <= lanes <= min(count, 256), "parameters out of range")
+    check(1 <= count <= 2 * plain_size, "parameters out of range")
+    check(1 <= lanes <= min(count, 256) and count <= lanes << 20, "parameters out of range")
     lengths = [count // lanes + (lane < count % lanes) for lane in range(lanes)]
     streams = [Lane(model, window) for _ in range(lanes)]
     tokens: list[list[int]] = [[] for _ in range(lanes)]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from nacz.coder.range_coder import encode_intervals
 from nacz.formats.varint import encode_varint
 from nacz.kernels.dispatch import KERNELS, usable
+from nacz.kernels.rope import POSITIONS
 
 from nacz.errors import CorruptDataError, UnsupportedVersionError, UsageError
 from nacz.lanes import decode_lanes, encode_lanes, fitted, lane_lengths
@@ -71,7 +72,17 @@ def test_lanes_are_in_lockstep() -> None:
     assert lane_lengths(4, 4).tolist() == [1, 1, 1, 1]
     assert default_lanes(26_415, 2_048, 6_000) == 4
     assert default_lanes(10, 2_048, 6_000) == 1
-    assert default_lanes(10**9, 2_048, 6_000) == 16
+    assert default_lanes(10**7, 2_048, 6_000) == 16
+
+
+def test_no_lane_outgrows_the_position_tables() -> None:
+    assert default_lanes(4 * POSITIONS, 8_192, 100_000) == 4
+    assert default_lanes(4 * POSITIONS + 1, 8_192, 100_000) == 5
+    longest = b"".join(encode_varint(v) for v in (0, 2, 2, 2 * POSITIONS))
+    too_long = b"".join(encode_varint(v) for v in (0, 2, 2, 2 * POSITIONS + 1))
+    assert Params.from_bytes(longest, 1 << 28).tokens == 2 * POSITIONS
+    with pytest.raises(CorruptDataError):
+        Params.from_bytes(too_long, 1 << 28)
 
 
 def test_a_short_lane_needs_no_long_cache(model: store.LoadedModel) -> None:

@@ -16,6 +16,7 @@ from nacz.errors import CorruptDataError, UnsupportedVersionError, UsageError
 from nacz.formats.varint import decode_varint, encode_varint
 from nacz.kernels.attention import BLOCK
 from nacz.kernels.dispatch import chosen
+from nacz.kernels.rope import POSITIONS
 from nacz.lanes import Progress, cache_bytes, decode_lanes, encode_lanes, fitted, lane_lengths
 from nacz.predictors.transformer import CONTRACT, make_shape, make_weights
 from nacz.segment_coder import (
@@ -75,14 +76,15 @@ class Params(NamedTuple):
         # No token is shorter than half a byte (an escaped byte is two tokens).
         if at != len(data) or not MIN_WINDOW <= window <= MAX_WINDOW or not 1 <= tokens <= 2 * plain_size:
             raise CorruptDataError("the language-model parameters of a segment are out of range")
-        if not 1 <= lanes <= min(tokens, MAX_LANES):
-            raise CorruptDataError(f"a segment cannot have {lanes} lanes")
+        if not 1 <= lanes <= min(tokens, MAX_LANES) or tokens > lanes * POSITIONS:
+            raise CorruptDataError(f"a segment of {tokens} tokens cannot have {lanes} lanes")
         return cls(window, lanes, tokens)
 
 
 def default_lanes(tokens: int, window: int, lane_tokens: int) -> int:
     """Lanes for a segment: a function of its tokens and the level's effort alone."""
-    return max(1, min(tokens // lane_tokens, LANE_POSITIONS // window, MAX_LANES))
+    # Compiled code looks positions up without a check, so no lane may outgrow the tables.
+    return max(1, -(-tokens // POSITIONS), min(tokens // lane_tokens, LANE_POSITIONS // window, MAX_LANES))
 
 
 class LanguageModelCoder:
@@ -117,6 +119,8 @@ class LanguageModelCoder:
             raise UsageError(f"window must be a multiple of {BLOCK} from {MIN_WINDOW} to {MAX_WINDOW}: {window}")
         lanes = options.lanes or default_lanes(tokens.size, window, effort.lane_tokens)
         lanes = min(lanes, int(tokens.size))
+        if tokens.size > lanes * POSITIONS:
+            raise UsageError(f"too few lanes for {tokens.size} tokens, of which a lane takes {POSITIONS}: {lanes}")
         shape = make_shape(model.architecture, window)
         if lanes > MAX_LANES or cache_bytes(fitted(shape, int(lane_lengths(tokens.size, lanes)[0])), lanes) > MAX_CACHE:
             raise UsageError(f"too many lanes for a decoder's memory: {lanes}")
