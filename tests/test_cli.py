@@ -17,50 +17,12 @@ from pathlib import Path
 import click
 import order0
 import pytest
+from cli_runner import TEXT, Nacz
 from click.testing import CliRunner, Result
 
 import nacz
 from nacz import cli, terminal
 from nacz.progress import Progress
-
-TEXT = b"Call me Ishmael. Some years ago, never mind how long precisely, " * 20
-
-
-class Nacz:
-    """Calls `main` with streams of its own and keeps what it wrote."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._patch = monkeypatch
-
-    def __call__(self, *arguments: str | Path, stdin: bytes = b"", terminal: bool = False) -> int:
-        class Stream(io.TextIOWrapper):
-            def isatty(self) -> bool:
-                return terminal
-
-        self._in, self._out, self._err = io.BytesIO(stdin), io.BytesIO(), io.BytesIO()
-        streams = {"stdin": self._in, "stdout": self._out, "stderr": self._err}
-        with self._patch.context() as patch:
-            for name, raw in streams.items():
-                patch.setattr(sys, name, Stream(raw, encoding="utf-8", write_through=True))
-            code = cli.main([str(argument) for argument in arguments])
-            self.out, self.err = self._out.getvalue(), self._err.getvalue().decode()
-        return code
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Nacz]:
-    monkeypatch.chdir(tmp_path)
-    for name in [name for name in os.environ if name.startswith("NACZ_")]:
-        monkeypatch.delenv(name)
-    with order0.installed():
-        yield Nacz(monkeypatch)
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    path = tmp_path / "text"
-    path.write_bytes(TEXT)
-    return path
 
 
 def names(folder: Path) -> list[str]:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import order0
 import pytest
+from cli_runner import Nacz
 from nacz.formats.index import read_map
 from nacz.formats.records import MemberHeader
-from test_cli import Nacz, names, run, text  # noqa: F401
+from test_cli import names
 
 import nacz
 from nacz import metadata
@@ -32,7 +33,7 @@ def big(tmp_path: Path) -> Path:
     return path
 
 
-def test_cat(run: Nacz, big: Path) -> None:  # noqa: F811
+def test_cat(run: Nacz, big: Path) -> None:
     assert run("-1", "big") == 0
     for span, wanted in (
         (None, TEXT),
@@ -56,7 +57,7 @@ def test_cat(run: Nacz, big: Path) -> None:  # noqa: F811
     assert run("cat", "missing") == 1
 
 
-def test_repair(run: Nacz, big: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_repair(run: Nacz, big: Path, tmp_path: Path) -> None:
     assert run("-1", "big") == 0
     assert run("repair", "big.nacz", "-o", "whole") == 0
     assert (tmp_path / "whole").read_bytes() == TEXT and run.err == ""
@@ -81,7 +82,7 @@ def test_repair(run: Nacz, big: Path, tmp_path: Path) -> None:  # noqa: F811
     assert run("repair", "big.nacz", "-f", "-o", "big.nacz") == 1
 
 
-def test_testing_as_json(run: Nacz, big: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_testing_as_json(run: Nacz, big: Path, tmp_path: Path) -> None:
     assert run("-1", "big") == 0
     (tmp_path / "bad.nacz").write_bytes(b"nothing")
     assert run("test", "--json", "big.nacz", "bad.nacz") == 2
@@ -90,7 +91,7 @@ def test_testing_as_json(run: Nacz, big: Path, tmp_path: Path) -> None:  # noqa:
     assert not bad["ok"] and bad["error"] == "CorruptDataError" and bad["code"] == 2
 
 
-def test_limits(run: Nacz, big: Path) -> None:  # noqa: F811
+def test_limits(run: Nacz, big: Path) -> None:
     assert run("-1", "big") == 0
     assert run("-dc", "-M", "10M", "big.nacz") == 1 and "memory" in run.err and run.out == b""
     assert run("-t", "-M", "1g", "big.nacz") == 0
@@ -99,7 +100,7 @@ def test_limits(run: Nacz, big: Path) -> None:  # noqa: F811
     assert run("-t", "-M", "much", "big.nacz") == 1
 
 
-def test_names_times_and_modes(run: Nacz, big: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_names_times_and_modes(run: Nacz, big: Path, tmp_path: Path) -> None:
     big.chmod(0o640)
     os.utime(big, ns=(1, 981_158_400_123_456_789))
     assert run("-1", "-N", "big", "-o", "x.nacz") == 0
@@ -126,7 +127,7 @@ def test_names_that_are_not_used(name: bytes) -> None:
     assert metadata.read_metadata(header) == metadata.Metadata()
 
 
-def test_verify(run: Nacz, big: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_verify(run: Nacz, big: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("-1", "--verify", "big") == 0
     assert nacz.decompress((tmp_path / "big.nacz").read_bytes()) == TEXT
     decode = order0.Order0Coder.decode
@@ -136,7 +137,7 @@ def test_verify(run: Nacz, big: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     assert "other" not in names(tmp_path)
 
 
-def interrupted(run: Nacz, monkeypatch: pytest.MonkeyPatch, after: int, *arguments: str) -> None:  # noqa: F811
+def interrupted(run: Nacz, monkeypatch: pytest.MonkeyPatch, after: int, *arguments: str) -> None:
     """Run with --resume and interrupt it in segment `after`."""
     for method in ("encode", "decode"):
         original = getattr(order0.Order0Coder, method)
@@ -156,7 +157,7 @@ def interrupted(run: Nacz, monkeypatch: pytest.MonkeyPatch, after: int, *argumen
 @pytest.mark.parametrize("after", [0, 1, 3, 6])
 @pytest.mark.parametrize("change", ["as it is", "cut", "damaged", "more"])
 def test_resuming(
-    run: Nacz, big: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, change: str  # noqa: F811
+    run: Nacz, big: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, change: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert run("-1", "big", "-o", "whole") == 0
@@ -182,7 +183,7 @@ def test_resuming(
 
 
 def test_only_an_equal_run_is_resumed(
-    run: Nacz, big: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    run: Nacz, big: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupted(run, monkeypatch, 3, "-1", "big")
     os.chdir(tmp_path)

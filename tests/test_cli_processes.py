@@ -6,6 +6,7 @@ Run with `pytest tests/test_cli_processes.py`. Uses the order-0 test predictor t
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -214,3 +215,58 @@ def test_start_is_fast(argument: str, limit: float) -> None:
         subprocess.run([*command, argument], check=True, capture_output=True, env=environment())
         best = min(best, time.perf_counter() - start)
     assert best < limit
+
+
+@pytest.mark.parametrize("verb", ["list", "info"])
+def test_headers_are_read_without_anything_heavy(folder: Path, verb: str) -> None:
+    """Naming the model of an archive needs no model."""
+    (folder / "big.nacz").write_bytes(big_archive())
+    assert run("text", cwd=folder).returncode == 0
+    program = (
+        "import sys; from nacz import cli; code = cli.main(sys.argv[1:]); "
+        "sys.exit(' '.join({'numba', 'numpy', 'tokenizers', 'rich', 'torch'} & set(sys.modules)) or code)"
+    )
+    archives = ["big.nacz", "text.nacz"] if verb == "list" else ["big.nacz"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, verb, *archives], cwd=folder, env=environment(), capture_output=True
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGINFO"])
+def test_a_signal_asks_how_far_it_is(folder: Path, name: str) -> None:
+    number = getattr(signal, name, None)
+    if number is None:
+        pytest.skip(f"no {name} here")
+    child = subprocess.Popen(
+        [*FAKE, "compress", "text"], cwd=folder, env=environment(ORDER0_SLOW="1"), stderr=subprocess.PIPE
+    )
+    assert child.stderr is not None
+    deadline = time.monotonic() + 20
+    while len(names(folder)) == 1 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.5)
+    child.send_signal(number)
+    line = child.stderr.readline().decode()
+    child.send_signal(number)
+    again = child.stderr.readline().decode()
+    child.terminate()
+    assert child.wait(20) == 143
+    pattern = r"nacz: text: \d+ %, compress [\d.]+ k?B of 2.3 kB, [\d.]+ KB/s, [\d.]+ bpb, about \d+ s left\n"
+    assert re.fullmatch(pattern, line) and re.fullmatch(pattern, again)
+
+
+@pytest.mark.skipif(shutil.which("bsdtar") is None, reason="needs bsdtar")
+def test_bsdtar(folder: Path, tmp_path: Path) -> None:
+    program = tmp_path / "nacz"
+    program.write_text(f'#!/bin/sh\nexec {" ".join(FAKE)} "$@"\n')
+    program.chmod(0o755)
+    for command in (
+        ["bsdtar", "--use-compress-program", f"{program} -9", "-cf", "x.tar.nacz", "text"],
+        ["bsdtar", "--use-compress-program", f"{program} -d", "-xf", "x.tar.nacz", "-C", "out"],
+    ):
+        (folder / "out").mkdir(exist_ok=True)
+        done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True)
+        assert (done.returncode, done.stderr) == (0, b"")
+    assert (folder / "x.tar.nacz").read_bytes()[:1] == b"\xfa"
+    assert (folder / "out" / "text").read_bytes() == TEXT

@@ -19,8 +19,8 @@ numbers are little-endian:
     arrays, then the tokenizer, in that order: each begins at the next multiple of 64 bytes, with zeros before it
 
 The weights hash is what archives record. It covers what decides a probability and nothing else: no names of models, no
-positions. For the models that can be fetched it is pinned here; when the conversion changes on purpose, raise
-`exact.CONVERSION` and put here what this prints:
+positions. For the models that can be fetched it is pinned in nacz.weights.pinned; when the conversion changes on
+purpose, raise `exact.CONVERSION` and put there what this prints:
 
     python -c "from nacz.weights import store; print(store.conversion_hash())"
 
@@ -50,8 +50,7 @@ from nacz.tokens import Tokenizer
 from nacz.weights import fetch
 from nacz.weights.exact import CONVERSION, Architecture, ExactModel, array_layout, convert
 from nacz.weights.gguf import read_gguf
-
-PINNED = {"smollm2-135m": "018110b340645128d6bc2201a319f23147a1fc5caec51a4755d1986552ada076"}
+from nacz.weights.pinned import PINNED
 
 MAGIC = b"\x89NACZW\r\n"
 VERSION = 1

@@ -1,0 +1,121 @@
+"""`nacz info`: one archive after the other in full, from headers alone: what is in it, how it was coded, what decoding
+needs and whether that is here. Decodes nothing and loads no weights.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+
+from nacz import codec, levels
+from nacz.commands import describe, report
+from nacz.errors import NaczError
+from nacz.formats.records import VERSION, MemberHeader, SegmentHeader
+from nacz.listing import as_object, read_members
+from nacz.metadata import read_metadata
+from nacz.segment_coder import LANGUAGE_MODEL, MAX_LEVEL, MIN_LEVEL, name_of_model, predictor_name
+from nacz.segments import count_threads
+from nacz.terminal import format_duration
+
+__all__ = ["show"]
+
+Members = tuple[codec.MemberInfo, ...]
+
+
+def show(names: Sequence[str], as_json: bool) -> int:
+    """Write what is known of each archive to stdout, as text or as a JSON array; return the highest exit code."""
+    code, found = 0, []
+    for name in names:
+        try:
+            members = read_members(name)
+            found.append(_object(name, members))
+            if not as_json:
+                print("\n".join(_lines(name, members)), flush=True)
+        except Exception as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            about, cause, error_code = describe(error)
+            report(about or name, cause)
+            code = max(code, error_code)
+    if as_json:
+        print(json.dumps(found, indent=2), flush=True)
+    return code
+
+
+def _object(name: str, members: Members) -> dict[str, object]:
+    return as_object(name, members) | {
+        "format_version": VERSION,
+        "files": [_file(member.header) for member in members],
+        "parameters": [_parameters(segment) for member in members for segment in member.segments],
+        "weights": _weights(members),
+        "decompress_seconds": round(_seconds(members), 1),
+    }
+
+
+def _lines(name: str, members: Members) -> list[str]:
+    plain, archive = sum(m.plain_size for m in members), sum(m.archive_size for m in members)
+    bits = f", {8 * archive / plain:.4f} bpb" if plain else ""
+    rows = [("archive", f"{archive:,} bytes for {plain:,}{bits}, format version {VERSION}")]
+    for number, member in enumerate(members, 1):
+        rows.append((f"member {number}", f"{member.archive_size:,} bytes for {member.plain_size:,}"))
+        if file := _file(member.header):
+            rows.append(("  made of", ", ".join(f"{key} {value}" for key, value in file.items())))
+        for model in member.models:
+            hashes = f"weights {model.weights_hash.hex()}, tokenizer {model.tokenizer_hash.hex()}"
+            rows.append(("  model", f"{name_of_model(model) or 'unnamed'}, {hashes}, contract {model.contract}"))
+        for index, segment in enumerate(member.segments, 1):
+            words = [f"{predictor_name(segment.predictor)}, {segment.payload_size:,} bytes for {segment.plain_size:,}"]
+            words += [f"{key} {value}" for key, value in _parameters(segment).items()]
+            rows.append((f"  segment {index}", ", ".join(words)))
+    needs = [f"about {format_duration(_seconds(members))}"]
+    needs += [f"weights of {model}: {state}" for model, state in _weights(members).items()]
+    rows.append(("decoding", "; ".join(needs)))
+    return [name] + [f"  {what:<14}{value}" for what, value in rows]
+
+
+def _seconds(members: Members) -> float:
+    """About how long decoding takes, by the table of levels: the slower of the two predictors decides."""
+    segments = [segment for member in members for segment in member.segments]
+    slow = sum(segment.plain_size for segment in segments if segment.predictor == LANGUAGE_MODEL)
+    if slow:
+        return levels.seconds(MAX_LEVEL, slow, count_threads(0), decompress=True)
+    return levels.seconds(MIN_LEVEL, sum(segment.plain_size for segment in segments), 1, decompress=True)
+
+
+def _weights(members: Members) -> dict[str, str]:
+    """For each model that is named: whether its weights are here."""
+    models = {name_of_model(model) or "unnamed" for member in members for model in member.models}
+    if not models:
+        return {}
+    from nacz import weights
+
+    here = {
+        model.name: "ready" if model.exact else "fetched" if model.gguf else "not on this machine"
+        for model in weights.list_models()
+    }
+    return {model: here.get(model, "not known here") for model in sorted(models)}
+
+
+def _file(header: MemberHeader) -> dict[str, str]:
+    """What the archive says of the file that it was made of."""
+    said, found = read_metadata(header), {}
+    if said.name is not None:
+        found["name"] = said.name
+    if said.modified is not None:
+        found["modified"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(said.modified // 10**9))
+    if said.mode is not None:
+        found["mode"] = f"{said.mode:o}"
+    return found
+
+
+def _parameters(segment: SegmentHeader) -> dict[str, object]:
+    """The parameters of a segment by name, where this release knows them."""
+    if segment.predictor == LANGUAGE_MODEL:
+        from nacz.predictors.language_model import Params
+
+        try:
+            return dict(Params.from_bytes(segment.params, segment.plain_size)._asdict())
+        except NaczError:
+            pass  # another predictor in its place, or another release's
+    return {"parameters": segment.params.hex()} if segment.params else {}

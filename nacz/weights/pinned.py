@@ -1,0 +1,11 @@
+"""Hashes of the converted models that can be fetched, by name: what their archives record.
+
+Apart from nacz.weights.store, which needs numpy and more, because naming the model of an archive needs only this.
+"""
+
+from __future__ import annotations
+
+__all__ = ["PINNED"]
+
+# sha256 of the exact model, in hex; see nacz.weights.store for what it covers and how it is made anew.
+PINNED = {"smollm2-135m": "018110b340645128d6bc2201a319f23147a1fc5caec51a4755d1986552ada076"}
