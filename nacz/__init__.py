@@ -37,12 +37,13 @@ if TYPE_CHECKING:
         UsageError,
     )
     from nacz.file_object import NaczFile, open
-    from nacz.incremental import NaczCompressor, NaczDecompressor, get_frame_info
-    from nacz.integrations import register_fsspec, register_shutil, register_smart_open
+    from nacz.incremental import NaczCompressor, NaczDecompressor, get_frame_info, get_frame_size
+    from nacz.integrations import register_fsspec, register_joblib, register_shutil, register_smart_open
     from nacz.progress import Progress
-    from nacz.segment_coder import CodecOptions
+    from nacz.segment_coder import COMPRESSION_LEVEL_DEFAULT, CodecOptions
 
 __all__ = [
+    "COMPRESSION_LEVEL_DEFAULT",
     "CodecOptions",
     "CorruptDataError",
     "InternalError",
@@ -67,13 +68,16 @@ __all__ = [
     "decompress",
     "decompress_stream",
     "get_frame_info",
+    "get_frame_size",
     "open",
     "register_fsspec",
+    "register_joblib",
     "register_shutil",
     "register_smart_open",
 ]
 
 _HOME = {
+    "COMPRESSION_LEVEL_DEFAULT": "nacz.segment_coder",
     "CodecOptions": "nacz.segment_coder",
     "CorruptDataError": "nacz.errors",
     "InternalError": "nacz.errors",
@@ -97,8 +101,10 @@ _HOME = {
     "decompress": "nacz.codec",
     "decompress_stream": "nacz.codec",
     "get_frame_info": "nacz.incremental",
+    "get_frame_size": "nacz.incremental",
     "open": "nacz.file_object",
     "register_fsspec": "nacz.integrations",
+    "register_joblib": "nacz.integrations",
     "register_shutil": "nacz.integrations",
     "register_smart_open": "nacz.integrations",
 }

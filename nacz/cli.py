@@ -30,7 +30,7 @@ from nacz.cli_options import (
     OUTPUT,
     TALK,
     THREADS,
-    FileName,
+    complete_file,
     names_or_stdin,
 )  # fmt: skip
 from nacz.cli_text import epilog
@@ -64,7 +64,7 @@ class _Commands(click.Group):
         found = super().shell_complete(ctx, incomplete)
         found += flags.shell_complete(flags.make_context("nacz", [], ctx, resilient_parsing=True), incomplete)
         if not found and not incomplete.startswith("-"):
-            found = FileName().shell_complete(ctx, flags.params[0], incomplete)
+            found = complete_file(ctx, flags.params[0], incomplete)
         return found
 
 
@@ -133,7 +133,7 @@ def cat(files: Sequence[str], span: str | None, **flags: Any) -> int:
 
 
 @cli.command(short_help="Recover what is undamaged.")
-@click.argument("file", type=FileName())
+@click.argument("file", shell_complete=complete_file)
 @click.option("-o", "--output", required=True, metavar="OUT", help="Write what is recovered to OUT, `-` for stdout.")
 @click.option("-f", "--force", is_flag=True, help="Overwrite OUT.")
 @JSON

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 __all__ = [
-    "DECODE", "ENCODE", "FILES", "JSON", "LEVEL", "LIMITS", "MODEL", "OUTPUT", "TALK", "THREADS", "FileName",
+    "DECODE", "ENCODE", "FILES", "JSON", "LEVEL", "LIMITS", "MODEL", "OUTPUT", "TALK", "THREADS", "complete_file",
     "names_or_stdin", "together",
 ]  # fmt: skip
 
@@ -34,18 +34,14 @@ def together(*decorators: Decorator) -> Decorator:
     return apply
 
 
-class FileName(click.ParamType):
-    """A name that nobody checks here; shells complete it with files."""
+def complete_file(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Let the shell complete a name with files."""
+    from click.shell_completion import CompletionItem
 
-    name = "file"
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        from click.shell_completion import CompletionItem
-
-        return [CompletionItem(incomplete, type="file")]
+    return [CompletionItem(incomplete, type="file")]
 
 
-FILES = click.argument("files", nargs=-1, metavar="[FILE]...", type=FileName())
+FILES = click.argument("files", nargs=-1, metavar="[FILE]...", shell_complete=complete_file)
 TALK = together(
     click.option("-q", "--quiet", is_flag=True, help="No progress, no notes."),
     click.option("--no-progress", is_flag=True, help="No progress, as when stderr is no terminal."),
@@ -62,7 +58,7 @@ THREADS = click.option(
 )
 OUTPUT = together(
     click.option("-c", "--stdout", "to_stdout", is_flag=True, help="Write to stdout."),
-    click.option("-o", "--output", metavar="OUT", type=FileName(), help="Write to OUT, `-` for stdout."),
+    click.option("-o", "--output", metavar="OUT", shell_complete=complete_file, help="Write to OUT, `-` for stdout."),
     click.option("-f", "--force", is_flag=True, help="Overwrite files; write archives to a terminal."),
     click.option("-k", "--keep", is_flag=True, help="Keep the input (the default)."),
     click.option("--rm", "remove", is_flag=True, help="Remove the input once the output is complete."),

@@ -252,6 +252,7 @@ def open(  # noqa: A001
     level: int | None = None,
     options: CodecOptions | None = None,
     threads: int = 0,
+    memory_limit: int | None = None,
     encoding: str | None = None,
     errors: str | None = None,
     newline: str | None = None,
@@ -262,7 +263,9 @@ def open(  # noqa: A001
         raise ValueError(f"invalid mode: {mode!r}")
     if not is_text and not (encoding is None and errors is None and newline is None):
         raise ValueError("encoding, errors and newline are for text")
-    binary = NaczFile(file, mode.replace("t", ""), level=level, options=options, threads=threads)
+    binary = NaczFile(
+        file, mode.replace("t", ""), level=level, options=options, threads=threads, memory_limit=memory_limit
+    )
     if not is_text:
         return binary
     return io.TextIOWrapper(binary, io.text_encoding(encoding), errors, newline)

@@ -32,7 +32,7 @@ from nacz.segments import SegmentDecoder
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["NaczCompressor", "NaczDecompressor", "get_frame_info"]
+__all__ = ["NaczCompressor", "NaczDecompressor", "get_frame_info", "get_frame_size"]
 
 
 class NaczCompressor:
@@ -221,3 +221,8 @@ def _has(data: bytearray, start: int, limit: int, is_end: bool) -> bool:
 def get_frame_info(data: Buffer) -> MemberInfo:
     """Return what the headers of the first member in `data` (any buffer) say. Raises CorruptDataError."""
     return archive_info(io.BytesIO(as_bytes(data)), only_first=True)[0]
+
+
+def get_frame_size(data: Buffer) -> int:
+    """Return how many bytes the first member in `data` (any buffer) takes. Raises CorruptDataError."""
+    return get_frame_info(data).archive_size

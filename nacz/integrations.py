@@ -1,6 +1,7 @@
-"""nacz where other libraries look for compressors: shutil's archives, fsspec's and smart_open's files.
+"""nacz where other libraries look for compressors: shutil's archives, files of fsspec, smart_open and joblib.
 
-Each function registers, and may be called again. The libraries are imported when asked for and are no dependencies.
+numcodecs and zarr need no call: they find nacz by its entry points (nacz.numcodecs, nacz.zarr). Each function
+registers, and may be called again. The libraries are imported when asked for and are no dependencies.
 Knows what these libraries call; does not know how archives are made.
 """
 
@@ -11,8 +12,9 @@ import tarfile
 from typing import IO, Any, cast
 
 from nacz.file_object import NaczFile
+from nacz.formats.records import MAGIC
 
-__all__ = ["register_fsspec", "register_shutil", "register_smart_open"]
+__all__ = ["register_fsspec", "register_joblib", "register_shutil", "register_smart_open"]
 
 _SUFFIX = ".nacz"
 
@@ -64,7 +66,7 @@ def register_shutil(level: int | None = None) -> None:
 
 def register_fsspec() -> None:
     """Let `fsspec.open(..., compression="nacz")` work, and `compression="infer"` for names that end in `.nacz`."""
-    from fsspec.compression import register_compression  # type: ignore[import-untyped]
+    from fsspec.compression import register_compression
 
     register_compression("nacz", _open_file, _SUFFIX[1:], force=True)
 
@@ -74,6 +76,18 @@ def register_smart_open() -> None:
     from smart_open import register_compressor
 
     register_compressor(_SUFFIX, cast(Any, _open_file))
+
+
+def register_joblib() -> None:
+    """Let `joblib.dump(value, "name.nacz")` and `compress=("nacz", level)` work; `joblib.load` needs nothing more."""
+    from joblib import register_compressor
+    from joblib.compressor import CompressorWrapper
+
+    class Wrapper(CompressorWrapper):  # type: ignore[misc]  # joblib is not typed
+        def compressor_file(self, fileobj: IO[bytes], compresslevel: int | None = None) -> NaczFile:
+            return NaczFile(fileobj, "wb", level=compresslevel)
+
+    register_compressor("nacz", Wrapper(NaczFile, MAGIC, _SUFFIX), force=True)
 
 
 def _open_file(file: IO[bytes], mode: str = "rb", **options: Any) -> NaczFile:

@@ -23,6 +23,7 @@ def test_all_is_sorted_and_importable() -> None:
 
 def test_all_is_exactly_this() -> None:
     assert nacz.__all__ == [
+        "COMPRESSION_LEVEL_DEFAULT",
         "CodecOptions",
         "CorruptDataError",
         "InternalError",
@@ -47,8 +48,10 @@ def test_all_is_exactly_this() -> None:
         "decompress",
         "decompress_stream",
         "get_frame_info",
+        "get_frame_size",
         "open",
         "register_fsspec",
+        "register_joblib",
         "register_shutil",
         "register_smart_open",
     ]
