@@ -88,7 +88,10 @@ def decode_archive(data: bytes, model: Model | None = None) -> bytes:
 def decode_member(archive: Fields, model: Model | None) -> bytes:
     first = archive.at
     check(archive.data[first : first + 4] == b"\xfancz", "not an archive, or garbage after it")
-    check(archive.data[first + 4 : first + 5] == b"\0", "not version 0")
+    version = archive.data[first + 4 : first + 5]
+    check(version in (b"\0", b"\x80"), "not version 0")
+    if version == b"\x80":
+        return decode_sole_segment(archive, model)
     _, header = take_record(archive, 5, 1 << 16)
     models = decode_member_header(header)
     plain, sizes = b"", []
@@ -98,17 +101,34 @@ def decode_member(archive: Fields, model: Model | None) -> bytes:
         if tag == b"E":
             decode_end(archive, record_start - first, sizes, plain)
             return plain
-        check(tag == b"S" or (tag == b"s" and not sizes), "neither a segment nor the end")
+        check(tag == b"S", "neither a segment nor the end")
         _, header = take_record(archive, 1, 4160)
-        part = decode_segment(header, archive, models, model)
+        segment = Segment(header, len(models))
+        part = segment.decode(take_payload(archive, archive.at, segment.payload_size), models, model)
         plain += part
         sizes.append((archive.at - record_start, len(part)))
-        if tag == b"s":
-            return plain
 
 
-def decode_member_header(header: Fields) -> list[tuple[bytes, bytes, int]]:
-    """(weights hash, tokenizer hash, numeric contract) of every model."""
+def decode_sole_segment(archive: Fields, model: Model | None) -> bytes:
+    """A member that is one segment, with one checksum for all of it."""
+    first = archive.at
+    archive.take(5)
+    length = archive.varint()
+    check(length <= 4160, "a record that is too long")
+    segment = Segment(Fields(archive.take(length)), 1, has_identity=True)
+    return segment.decode(take_payload(archive, first, segment.payload_size), [segment.identity], model)
+
+
+def take_payload(archive: Fields, proved_from: int, size: int) -> bytes:
+    """The payload that begins here; the checksum after it is for everything from `proved_from` on."""
+    payload = archive.take(size)
+    crc = zlib.crc32(archive.data[proved_from : archive.at])
+    check(archive.unsigned(4) == crc, "a payload is damaged")
+    return payload
+
+
+def decode_member_header(header: Fields) -> list[bytes]:
+    """The identity of every model."""
     models = []
     count = header.varint()
     check(count <= 16, "too many models")
@@ -118,7 +138,7 @@ def decode_member_header(header: Fields) -> list[tuple[bytes, bytes, int]]:
         name = header.take(size)
         good = b"abcdefghijklmnopqrstuvwxyz0123456789"
         check(all(c in good + b"._-" for c in name) and name[:1] not in (b".", b"_", b"-"), "a name with other letters")
-        models.append((header.take(8), header.take(4), header.varint()))
+        models.append(header.take(4))
     last = -1
     while not header.ended():
         kind = header.varint()
@@ -129,33 +149,34 @@ def decode_member_header(header: Fields) -> list[tuple[bytes, bytes, int]]:
     return models
 
 
-def decode_segment(
-    header: Fields, archive: Fields, models: list[tuple[bytes, bytes, int]], model: Model | None
-) -> bytes:
-    predictor, which = header.varint(), header.varint()
-    plain_size, payload_size = header.varint(), header.varint()
-    check(1 <= plain_size <= 1 << 28 and payload_size <= plain_size, "a size beyond its limit")
-    check(which <= len(models), "a model that the header does not have")
-    params_size = header.varint()
-    check(params_size <= 4096, "a field beyond its limit")
-    params = header.take(params_size)
-    payload_crc, plain_hash = header.unsigned(4), header.unsigned(8)
-    check(header.ended(), "a header with too many fields")
-    payload = archive.take(payload_size)
-    check(zlib.crc32(payload) == payload_crc, "a payload is damaged")
-    if predictor == 0:
-        check(which == 0 and not params and payload_size == plain_size, "a stored segment has only its bytes")
-        plain = payload
-    elif predictor == 2:
-        check(which > 0, "the language model has no model")
-        check(model is not None, "a model is needed")
-        assert model is not None
-        check(models[which - 1] == (model.weights_hash[:8], model.tokenizer_hash[:4], 0), "another model is needed")
-        plain = decode_language_model(model, Fields(params), payload, plain_size)
-    else:
-        raise BadArchive(f"predictor {predictor} is not here")
-    check(len(plain) == plain_size and xxhash.xxh3_64_intdigest(plain) == plain_hash, "the plain checksum differs")
-    return plain
+class Segment:
+    """The fields before a payload."""
+
+    def __init__(self, fields: Fields, n_models: int, has_identity: bool = False) -> None:
+        self.predictor, self.which = divmod(fields.varint(), 32)
+        self.plain_size, self.payload_size = fields.varint(), fields.varint()
+        self.plain_hash = fields.unsigned(8)
+        check(1 <= self.plain_size <= 1 << 28 and self.payload_size <= self.plain_size, "a size beyond its limit")
+        check(self.which <= n_models, "a model that the header does not have")
+        self.identity = fields.take(4) if has_identity and self.which else b""
+        self.params = fields.take(len(fields.data) - fields.at)
+        check(len(self.params) <= 4096, "a field beyond its limit")
+
+    def decode(self, payload: bytes, models: list[bytes], model: Model | None) -> bytes:
+        if self.predictor == 0:
+            check(self.which == 0 and not self.params, "a stored segment has only its bytes")
+            plain = payload
+        elif self.predictor == 2:
+            check(self.which > 0, "the language model has no model")
+            check(model is not None, "a model is needed")
+            assert model is not None
+            check(models[self.which - 1] == model.identity, "another model is needed")
+            plain = decode_language_model(model, Fields(self.params), payload, self.plain_size)
+        else:
+            raise BadArchive(f"predictor {self.predictor} is not here")
+        right = len(plain) == self.plain_size and xxhash.xxh3_64_intdigest(plain) == self.plain_hash
+        check(right, "the plain checksum differs")
+        return plain
 
 
 def decode_end(archive: Fields, member_size: int, sizes: list[tuple[int, int]], plain: bytes) -> None:
@@ -263,6 +284,8 @@ class Model:
         at += -at % 64
         tokenizer = data[at : at + tokenizer_size]
         check(hashlib.sha256(tokenizer).digest() == self.tokenizer_hash, "the tokenizer is not that of its hash")
+        contract = b"\0"  # the version of docs/numeric-contract.md that is followed here, as a varint
+        self.identity = hashlib.sha256(self.weights_hash + self.tokenizer_hash + contract).digest()[:4]
         self._read_tokenizer(tokenizer)
         self.embed = arrays["embed"].reshape(self.vocab, self.dim)
         self.embed_step = arrays["embed_step"]

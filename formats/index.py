@@ -36,13 +36,16 @@ class SeekableReader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One segment: offset and size of its record with its payload, the plain bytes that it holds, and its member."""
+    """One segment: offset and size of its record with its payload, the plain bytes that it holds, and its member.
+
+    `is_sole`: the record is all of its member."""
 
     offset: int
     record_size: int
     plain_start: int
     plain_size: int
     member: int
+    is_sole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +78,16 @@ def read_map(reader: SeekableReader) -> ArchiveMap:
 def read_segment(reader: SeekableReader, place: Place, header: MemberHeader) -> tuple[SegmentHeader, bytes]:
     """Return header and payload of the segment at `place` in a member with this header. Raises CorruptDataError."""
     reader.seek(place.offset)
-    archive = ArchiveReader.at_segment(reader, place.offset, len(header.models))
+    if place.is_sole:
+        archive, start = ArchiveReader(reader), 0
+        archive.next_member()
+    else:
+        archive, start = ArchiveReader.at_segment(reader, place.offset, len(header.models)), place.offset
     segment = archive.next_segment()
     if segment is None or segment.plain_size != place.plain_size:
         raise CorruptDataError(f"the index does not fit the segment at byte {place.offset}")
     payload = archive.payload()
-    if archive.position != place.offset + place.record_size:
+    if archive.position != start + place.record_size:
         raise CorruptDataError(f"the index does not fit the segment at byte {place.offset}")
     return segment, payload
 
@@ -107,13 +114,16 @@ def _from_headers(reader: SeekableReader) -> ArchiveMap:
     places: list[Place] = []
     hashes: list[int | None] = []
     plain = 0
+    start = 0
     while (header := archive.next_member()) is not None:
-        offset = archive.position
+        offset, is_sole = start if archive.is_sole else archive.position, archive.is_sole
         while (segment := archive.next_segment()) is not None:
             archive.skip_payload()
-            places.append(Place(offset, archive.position - offset, plain, segment.plain_size, len(headers)))
+            size = archive.position - offset
+            places.append(Place(offset, size, plain, segment.plain_size, len(headers), is_sole))
             offset = archive.position
             plain += segment.plain_size
+        start = archive.position
         headers.append(header)
         hashes.append(archive.end.plain_hash if archive.n_segments >= 2 else None)
     return ArchiveMap(tuple(headers), tuple(places), tuple(hashes))

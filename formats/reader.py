@@ -17,8 +17,8 @@ from nacz.formats.records import (
     MAX_END_BODY,
     MAX_HEADER_BODY,
     MAX_SEGMENT_BODY,
-    ONLY_TAG,
     SEGMENT_TAG,
+    SOLE,
     VERSION,
     EndRecord,
     IndexEntry,
@@ -26,6 +26,7 @@ from nacz.formats.records import (
     SegmentHeader,
     check_crc,
     end_body_size,
+    parse_sole,
 )
 from nacz.formats.varint import MAX_VARINT_BYTES, decode_varint, encode_varint
 
@@ -58,7 +59,9 @@ class ArchiveReader:
         self._n_models = 0
         self._pending: SegmentHeader | None = None
         self._in_member = False
-        self._is_only = False
+        self._is_sole = False
+        self._sole: SegmentHeader | None = None  # read with the start of its member
+        self._crc = 0  # of what a payload's checksum is for beside the payload
         self._end: EndRecord | None = None
 
     @classmethod
@@ -83,8 +86,8 @@ class ArchiveReader:
 
     @property
     def end(self) -> EndRecord:
-        """The end record of the last member, known once `next_segment` has returned None. A member that is one
-        segment marked as such has none."""
+        """The end record of the last member, known once `next_segment` has returned None. A member without a
+        header has none."""
         if self._end is None:
             raise ValueError("the member has not ended, or has no end record")
         return self._end
@@ -106,70 +109,90 @@ class ArchiveReader:
                 raise CorruptDataError(f"the archive is cut off at byte {self._position}")
             raise CorruptDataError("not a nacz archive")
         version = self._exactly(1)
-        if version[0] != VERSION:
+        if version[0] & ~SOLE != VERSION:
             raise UnsupportedVersionError(
-                f"the archive has format version {version[0]}; this release reads version {VERSION}"
+                f"the archive has format version {version[0] & ~SOLE}; this release reads version {VERSION}"
             )
-        body = self._body(MAGIC + version, MAX_HEADER_BODY, "the header")
-        header = MemberHeader.parse(body)
+        self._is_sole = bool(version[0] & SOLE)
+        self._sole, self._crc = None, 0
+        if self._is_sole:
+            start, body = self._length_and(MAGIC + version, MAX_SEGMENT_BODY, 0, "the header")
+            header, self._sole = parse_sole(body)
+            self._crc = zlib.crc32(start + body)
+        else:
+            header = MemberHeader.parse(self._body(MAGIC + version, MAX_HEADER_BODY, "the header"))
         self._members += 1
         self._n_models = len(header.models)
         self._entries = []
         self._end = None
         self._in_member = True
-        self._is_only = False
         return header
 
     @property
-    def is_only(self) -> bool:
-        """Whether the segment whose header was read last is marked as all of its member."""
-        return self._is_only
+    def is_sole(self) -> bool:
+        """Whether the member whose header was read last is one segment without a header of its own."""
+        return self._is_sole
 
     def next_segment(self) -> SegmentHeader | None:
         """Return the header of the next segment, or None after the member's end was read and checked.
 
         The end is compared with all that was read, except for the hash of the plain bytes, which is the
-        caller's to compare (`end.plain_hash`, when there are two segments or more).
+        caller's to compare (`end.plain_hash`, when there are two segments or more). The header of a sole segment is
+        proved together with its payload, by `payload` or `skip_payload`.
         """
         if not self._in_member or self._pending is not None:
             raise ValueError("no segment can be read here")
-        if self._is_only:
-            self._in_member = False
-            return None
+        if self._is_sole:
+            header, self._sole = self._sole, None
+            if header is None:
+                self._in_member = False
+            else:
+                size = self._position - self._member_start + header.payload_size + CRC_SIZE
+                self._entries.append(IndexEntry(size, header.plain_size))
+                self._pending = header
+            return header
         start = self._position
         tag = self._exactly(1)
         if tag[0] == END_TAG:
             self._read_end(start - self._member_start)
             return None
-        if tag[0] != SEGMENT_TAG and (tag[0] != ONLY_TAG or self._entries):
+        if tag[0] != SEGMENT_TAG:
             raise CorruptDataError(f"neither a segment nor the end of the archive at byte {start}")
         body = self._body(tag, MAX_SEGMENT_BODY, f"segment {len(self._entries) + 1}")
         header = SegmentHeader.parse(body, self._n_models)
-        self._is_only = tag[0] == ONLY_TAG
-        self._entries.append(IndexEntry(self._position - start + header.payload_size, header.plain_size))
+        size = self._position - start + header.payload_size + CRC_SIZE
+        self._entries.append(IndexEntry(size, header.plain_size))
         self._pending = header
         return header
 
     def payload(self) -> bytes:
         """Return the payload of the segment whose header was read last, its checksum compared."""
-        header = self._take_pending()
-        payload = self._exactly(header.payload_size)
-        if zlib.crc32(payload) != header.payload_crc:
-            raise CorruptDataError(f"segment {len(self._entries)} is damaged (checksum differs)")
+        payload = self._exactly(self._take_pending().payload_size)
+        self._check_payload(zlib.crc32(payload, self._crc))
         return payload
 
     def skip_payload(self) -> None:
-        """Pass the payload without looking at it, by seeking where the reader can."""
+        """Pass the payload, without looking at it where the reader can seek and the header is proved already."""
         left = self._take_pending().payload_size
         seek = getattr(self._reader, "seek", None)
         seekable = getattr(self._reader, "seekable", None)
-        if left and seek is not None and seekable is not None and seekable():
-            # Seeking past the end of a file is no error, so the last byte is read to see that it is there.
-            seek(left - 1, 1)
-            self._position += left - 1
-            left = 1
+        if not self._is_sole and seek is not None and seekable is not None and seekable():
+            # Seeking past the end of a file is no error, so the checksum is read to see that it is there.
+            seek(left, 1)
+            self._position += left
+            self._exactly(CRC_SIZE)
+            return
+        crc = self._crc
         while left:
-            left -= len(self._exactly(min(left, _PIECE)))
+            piece = self._exactly(min(left, _PIECE))
+            crc = zlib.crc32(piece, crc)
+            left -= len(piece)
+        self._check_payload(crc)
+
+    def _check_payload(self, crc: int) -> None:
+        if int.from_bytes(self._exactly(CRC_SIZE), "little") != crc:
+            what = "the archive" if self._is_sole else f"segment {len(self._entries)}"
+            raise CorruptDataError(f"{what} is damaged (checksum differs)")
 
     def _take_pending(self) -> SegmentHeader:
         if self._pending is None:
@@ -193,6 +216,12 @@ class ArchiveReader:
 
     def _body(self, start: bytes, limit: int, what: str) -> bytes:
         """Read length, body and checksum that follow `start`; return the body."""
+        start, rest = self._length_and(start, limit, CRC_SIZE, what)
+        check_crc(start + rest, what)
+        return rest[:-CRC_SIZE]
+
+    def _length_and(self, start: bytes, limit: int, more: int, what: str) -> tuple[bytes, bytes]:
+        """Read the length that follows `start`, and so many bytes and `more`. Return start with length, and those."""
         length_bytes = b""
         while True:
             length_bytes += self._exactly(1)
@@ -201,9 +230,7 @@ class ArchiveReader:
         length, _ = decode_varint(length_bytes, 0, f"the length of {what}")
         if length > limit:
             raise CorruptDataError(f"{what} is damaged: its length is {length}, beyond {limit}")
-        rest = self._exactly(length + CRC_SIZE)
-        check_crc(start + length_bytes + rest, what)
-        return rest[:-CRC_SIZE]
+        return start + length_bytes, self._exactly(length + more)
 
     def _exactly(self, size: int) -> bytes:
         data = self._some(size)

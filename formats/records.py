@@ -1,4 +1,5 @@
-"""The three kinds of record that make an archive, as values and as bytes: member header, segment header, end.
+"""The kinds of record that make an archive, as values and as bytes: member header, segment header, end, and the
+start of a member that is one segment.
 
 Pure functions between frozen dataclasses and bytes. Every field is checked against its limit here, before
 anyone allocates or computes by it. Knows the layout of SPEC.md; does not know readers, writers or predictors.
@@ -6,9 +7,10 @@ anyone allocates or computes by it. Knows the layout of SPEC.md; does not know r
 
 from __future__ import annotations
 
+import hashlib
 import re
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nacz.formats.varint import decode_varint, encode_varint
 
@@ -16,8 +18,8 @@ from nacz.errors import CorruptDataError, UnsupportedVersionError
 
 MAGIC = b"\xfancz"
 VERSION = 0
+SOLE = 0x80  # beside the version: the member is one segment, and one checksum at its end is for all of it
 SEGMENT_TAG = 0x53
-ONLY_TAG = 0x73  # a segment that is all of its member: no end record follows
 END_TAG = 0x45
 
 MAX_HEADER_BODY = 1 << 16
@@ -28,16 +30,18 @@ MAX_SEGMENT_BODY = MAX_PARAMS + 64
 MAX_SEGMENT_PLAIN = 1 << 28
 MAX_END_BODY = 1 << 28
 
-WEIGHTS_HASH_SIZE = 8
-TOKENIZER_HASH_SIZE = 4
+IDENTITY_SIZE = 4
 CRC_SIZE = 4
 PLAIN_HASH_SIZE = 8
+
+_MODELS_END = 32  # a predictor and one of at most 16 models share a number
 
 _NAME = re.compile(r"(?:[a-z0-9][a-z0-9._-]*)?", re.ASCII)
 
 __all__ = [
     "CRC_SIZE",
     "END_TAG",
+    "IDENTITY_SIZE",
     "MAGIC",
     "MAX_END_BODY",
     "MAX_HEADER_BODY",
@@ -46,18 +50,19 @@ __all__ = [
     "MAX_PARAMS",
     "MAX_SEGMENT_BODY",
     "MAX_SEGMENT_PLAIN",
-    "ONLY_TAG",
     "SEGMENT_TAG",
-    "TOKENIZER_HASH_SIZE",
+    "SOLE",
     "VERSION",
-    "WEIGHTS_HASH_SIZE",
     "EndRecord",
     "IndexEntry",
     "MemberHeader",
     "ModelIdentity",
     "SegmentHeader",
+    "can_be_sole",
     "check_crc",
+    "encode_sole",
     "end_body_size",
+    "parse_sole",
 ]
 
 
@@ -65,22 +70,27 @@ __all__ = [
 class ModelIdentity:
     """Which model a segment was written with, as far as the result depends on it.
 
-    name            hint for people and for finding the weights: up to 64 of [a-z0-9._-], may be empty
-    weights_hash    first 8 bytes of the hash of the exact integer model
-    tokenizer_hash  first 4 bytes of the hash of the tokenizer's definition
-    contract        version of the numeric contract, 0 or more
+    name    hint for people and for finding the weights: up to 64 of [a-z0-9._-], may be empty
+    digest  4 bytes of a hash of the exact integer model, its tokenizer and its arithmetic, see `of`
     """
 
     name: str
-    weights_hash: bytes
-    tokenizer_hash: bytes
-    contract: int
+    digest: bytes
 
     def __post_init__(self) -> None:
         if len(self.name) > MAX_NAME or not _NAME.fullmatch(self.name):
             raise ValueError(f"not a model name: {self.name!r}")
-        if len(self.weights_hash) != WEIGHTS_HASH_SIZE or len(self.tokenizer_hash) != TOKENIZER_HASH_SIZE:
-            raise ValueError("the hashes of a model must have 8 and 4 bytes")
+        if len(self.digest) != IDENTITY_SIZE:
+            raise ValueError(f"the digest of a model must have {IDENTITY_SIZE} bytes")
+
+    @classmethod
+    def of(cls, name: str, weights_hash: bytes, tokenizer_hash: bytes, contract: int) -> ModelIdentity:
+        """Return the identity of weights and a tokenizer with these hashes (32 bytes each) under a version of the
+        numeric contract (0 or more)."""
+        if len(weights_hash) != 32 or len(tokenizer_hash) != 32:
+            raise ValueError("the hashes of a model must have 32 bytes")
+        whole = hashlib.sha256(weights_hash + tokenizer_hash + encode_varint(contract))
+        return cls(name, whole.digest()[:IDENTITY_SIZE])
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +110,7 @@ class MemberHeader:
         for model in self.models:
             name = model.name.encode("ascii")
             body += encode_varint(len(name)) + name
-            body += model.weights_hash + model.tokenizer_hash + encode_varint(model.contract)
+            body += model.digest
         for kind, value in self.extras:
             body += encode_varint(kind) + encode_varint(len(value)) + value
         if len(self.models) > MAX_MODELS or len(body) > MAX_HEADER_BODY:
@@ -115,11 +125,9 @@ class MemberHeader:
         models = []
         for _ in range(fields.number("its number of models", MAX_MODELS)):
             name = fields.sized("a model name", MAX_NAME).decode("latin-1")
-            weights_hash = fields.take(WEIGHTS_HASH_SIZE)
-            tokenizer_hash = fields.take(TOKENIZER_HASH_SIZE)
-            contract = fields.number("a numeric contract", None)
+            digest = fields.take(IDENTITY_SIZE)
             try:
-                models.append(ModelIdentity(name, weights_hash, tokenizer_hash, contract))
+                models.append(ModelIdentity(name, digest))
             except ValueError as error:
                 raise CorruptDataError(f"the header is not valid: {error}") from None
         extras: list[tuple[int, bytes]] = []
@@ -143,7 +151,6 @@ class SegmentHeader:
     params        the predictor's own parameters, at most 4,096 bytes
     plain_size    bytes that the segment stands for, 1 to 2^28
     payload_size  bytes that follow the header, at most `plain_size`
-    payload_crc   CRC-32 of the payload
     plain_hash    XXH3-64 of the plain bytes
     """
 
@@ -152,45 +159,72 @@ class SegmentHeader:
     params: bytes
     plain_size: int
     payload_size: int
-    payload_crc: int
     plain_hash: int
 
-    def encode(self, only: bool = False) -> bytes:
-        """Return tag, length, body and checksum; `only` for the sole segment of a member without an end record.
-
-        Raises ValueError for fields beyond limits.
-        """
-        if len(self.params) > MAX_PARAMS:
-            raise ValueError(f"parameters have more than {MAX_PARAMS} bytes: {len(self.params)}")
-        if not 1 <= self.plain_size <= MAX_SEGMENT_PLAIN or not 0 <= self.payload_size <= self.plain_size:
-            raise ValueError(f"sizes beyond the limits: {self.plain_size}, {self.payload_size}")
-        body = (
-            encode_varint(self.predictor)
-            + encode_varint(self.model)
-            + encode_varint(self.plain_size)
-            + encode_varint(self.payload_size)
-            + encode_varint(len(self.params))
-            + self.params
-            + self.payload_crc.to_bytes(4, "little")
-            + self.plain_hash.to_bytes(8, "little")
-        )
-        return _with_crc(bytes([ONLY_TAG if only else SEGMENT_TAG]) + encode_varint(len(body)) + body)
+    def encode(self) -> bytes:
+        """Return tag, length, body and checksum. Raises ValueError for fields beyond limits."""
+        body = self._encode_fields() + self.params
+        return _with_crc(bytes([SEGMENT_TAG]) + encode_varint(len(body)) + body)
 
     @classmethod
     def parse(cls, body: bytes, n_models: int) -> SegmentHeader:
         """Return the header of a body whose checksum is right. Raises CorruptDataError."""
         fields = _Fields(body, "a segment header")
-        predictor = fields.number("the predictor", None)
-        model = fields.number("the model", n_models)
+        return cls._parse_fields(fields, n_models)._with_params(fields)
+
+    def _encode_fields(self) -> bytes:
+        """Return what stands before the parameters."""
+        if len(self.params) > MAX_PARAMS:
+            raise ValueError(f"parameters have more than {MAX_PARAMS} bytes: {len(self.params)}")
+        if not 1 <= self.plain_size <= MAX_SEGMENT_PLAIN or not 0 <= self.payload_size <= self.plain_size:
+            raise ValueError(f"sizes beyond the limits: {self.plain_size}, {self.payload_size}")
+        if not 0 <= self.model <= MAX_MODELS:
+            raise ValueError(f"a member has at most {MAX_MODELS} models: {self.model}")
+        return (
+            encode_varint(_MODELS_END * self.predictor + self.model)
+            + encode_varint(self.plain_size)
+            + encode_varint(self.payload_size)
+            + self.plain_hash.to_bytes(PLAIN_HASH_SIZE, "little")
+        )
+
+    @classmethod
+    def _parse_fields(cls, fields: _Fields, n_models: int) -> SegmentHeader:
+        predictor, model = divmod(fields.number("predictor and model", None), _MODELS_END)
         plain_size = fields.number("the plain size", MAX_SEGMENT_PLAIN)
         payload_size = fields.number("the payload size", plain_size)
-        params = fields.sized("the parameters", MAX_PARAMS)
-        payload_crc = int.from_bytes(fields.take(CRC_SIZE), "little")
         plain_hash = int.from_bytes(fields.take(PLAIN_HASH_SIZE), "little")
-        fields.end()
-        if plain_size == 0:
-            raise CorruptDataError("a segment header is not valid: the plain size is 0")
-        return cls(predictor, model, params, plain_size, payload_size, payload_crc, plain_hash)
+        if plain_size == 0 or model > n_models:
+            raise CorruptDataError("a segment header is not valid: no plain data, or a model that is not there")
+        return cls(predictor, model, b"", plain_size, payload_size, plain_hash)
+
+    def _with_params(self, fields: _Fields) -> SegmentHeader:
+        params = fields.rest()
+        if len(params) > MAX_PARAMS:
+            raise CorruptDataError(f"a segment header is not valid: its parameters have {len(params)} bytes")
+        return replace(self, params=params)
+
+
+def can_be_sole(header: MemberHeader, segment: SegmentHeader) -> bool:
+    """Tell whether a member that is this segment alone can do without a member header: no extra fields, and no model
+    but the segment's own, which needs no name."""
+    return not header.extras and len(header.models) == segment.model <= 1 and not any(m.name for m in header.models)
+
+
+def encode_sole(header: MemberHeader, segment: SegmentHeader) -> bytes:
+    """Return magic, version, length and body: the start of a member that is one segment. Its payload follows, then
+    the CRC-32 of all of it. Raises ValueError for fields beyond limits."""
+    if not can_be_sole(header, segment):
+        raise ValueError("the member needs a header")
+    body = segment._encode_fields() + b"".join(model.digest for model in header.models) + segment.params
+    return MAGIC + bytes([SOLE | VERSION]) + encode_varint(len(body)) + body
+
+
+def parse_sole(body: bytes) -> tuple[MemberHeader, SegmentHeader]:
+    """Return both headers of a member that is one segment. Nothing was compared yet: raises CorruptDataError only."""
+    fields = _Fields(body, "the header")
+    segment = SegmentHeader._parse_fields(fields, 1)
+    models = (ModelIdentity("", fields.take(IDENTITY_SIZE)),) if segment.model else ()
+    return MemberHeader(models), segment._with_params(fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +324,9 @@ class _Fields:
 
     def sized(self, name: str, limit: int) -> bytes:
         return self.take(self.number(f"the size of {name}", limit))
+
+    def rest(self) -> bytes:
+        return self.take(len(self._body) - self._at)
 
     def end(self) -> None:
         if not self.at_end:

@@ -5,9 +5,18 @@ Knows the order of records and what the end must say about them; does not know h
 
 from __future__ import annotations
 
+import zlib
 from typing import Protocol
 
-from nacz.formats.records import EndRecord, IndexEntry, MemberHeader, SegmentHeader
+from nacz.formats.records import (
+    CRC_SIZE,
+    EndRecord,
+    IndexEntry,
+    MemberHeader,
+    SegmentHeader,
+    can_be_sole,
+    encode_sole,
+)
 
 __all__ = ["MemberWriter", "Writer"]
 
@@ -19,19 +28,18 @@ class Writer(Protocol):
 
 
 class MemberWriter:
-    """Writes the header at once, then segments, then the end.
+    """Writes the header with the first segment, then more segments, then the end.
 
     `written` says that the header is there already, from an earlier attempt; see also `passed`.
     """
 
     def __init__(self, writer: Writer, header: MemberHeader, written: bool = False) -> None:
         self._writer = writer
+        self._header = header
+        self._written = written
         self._entries: list[IndexEntry] = []
-        self._is_only = False
-        encoded = header.encode()
-        self._size = len(encoded)
-        if not written:
-            writer.write(encoded)
+        self._is_sole = False
+        self._size = 0
 
     @property
     def size(self) -> int:
@@ -45,26 +53,45 @@ class MemberWriter:
 
     def segment(self, header: SegmentHeader, payload: bytes, only: bool = False) -> None:
         """Write one segment; `payload` must be the one that the header describes. `only`: it is all of the member."""
-        self._writer.write(self._count(header, len(payload), only))
+        start = self._count(header, only)
+        # A sole segment's checksum is for all of the member, any other one's for the payload.
+        crc = zlib.crc32(payload, zlib.crc32(start) if self._is_sole else 0)
+        self._writer.write(start)
         self._writer.write(payload)
+        self._writer.write(crc.to_bytes(CRC_SIZE, "little"))
 
     def passed(self, header: SegmentHeader, only: bool = False) -> None:
         """Count one segment that an earlier attempt has written."""
-        self._count(header, header.payload_size, only)
+        self._count(header, only)
 
     def finish(self, plain_hash: int) -> None:
         """Write the end, if there must be one; `plain_hash` is the XXH3-64 of all plain bytes."""
-        if not self._is_only:
+        if not self._is_sole:
+            self._begin()
             end = EndRecord(self._size, len(self._entries), tuple(self._entries), plain_hash)
             encoded = end.encode()
             self._size += len(encoded)
             self._writer.write(encoded)
 
-    def _count(self, header: SegmentHeader, payload_size: int, only: bool) -> bytes:
-        if self._is_only or (only and self._entries):
+    def _begin(self) -> None:
+        """Write the member header unless it is there."""
+        if self._size == 0:
+            encoded = self._header.encode()
+            self._size = len(encoded)
+            if not self._written:
+                self._writer.write(encoded)
+
+    def _count(self, header: SegmentHeader, only: bool) -> bytes:
+        """Count a segment; return what stands before its payload."""
+        if self._is_sole or (only and self._entries):
             raise ValueError("a segment that is all of its member has no neighbours")
-        encoded = header.encode(only)
-        self._is_only = only
-        self._entries.append(IndexEntry(len(encoded) + payload_size, header.plain_size))
-        self._size += len(encoded) + payload_size
-        return encoded
+        self._is_sole = only and can_be_sole(self._header, header)
+        if self._is_sole:
+            start = encode_sole(self._header, header)
+        else:
+            self._begin()
+            start = header.encode()
+        size = len(start) + header.payload_size + CRC_SIZE
+        self._entries.append(IndexEntry(size, header.plain_size))
+        self._size += size
+        return start

@@ -128,12 +128,13 @@ def decompress_stream(
         while (header := archive.next_segment()) is not None:
             if max_output is not None and meter.done + header.plain_size > max_output:
                 raise LimitError(f"the plain data is larger than allowed: more than {max_output} bytes")
-            identity = member.models[header.model - 1] if header.model else None
-            decoder.check_memory(header, identity)
+            decoder.check_sizes(header)
             known = earlier.take(header) if earlier is not None else None
             payload = archive.payload()
             meter.coded = archive.position - len(payload)
             if known is None:
+                # What a sole segment says of itself is proved by its payload's checksum, not before.
+                identity = member.models[header.model - 1] if header.model else None
                 plain = decoder.plain(header, payload, identity, archive.n_segments)
                 writer.write(plain)
             else:
@@ -150,8 +151,8 @@ def decompress_stream(
 def archive_info(reader: Reader, *, only_first: bool = False) -> tuple[MemberInfo, ...]:
     """Return what the headers of an archive say, without decoding and without any model; one entry for each member.
 
-    Payloads are passed by seeking where `reader` can. Raises CorruptDataError; damage inside of payloads is
-    not seen.
+    Payloads are passed by seeking where `reader` can, but for that of a member's sole segment, whose checksum proves
+    what is said of it. Raises CorruptDataError; damage inside of other payloads is not seen.
     """
     archive = ArchiveReader(reader)
     members = []

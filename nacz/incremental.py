@@ -140,10 +140,10 @@ class NaczDecompressor:
     def _can_step(self) -> bool:
         """Tell whether the next record or payload is there."""
         if self._pending is not None:
-            return len(self._queue) >= self._pending.payload_size
+            return len(self._queue) >= self._pending.payload_size + CRC_SIZE
         if self._member is None:
             return self._queue.has_record(len(MAGIC) + 1, MAX_HEADER_BODY)
-        return self._archive.is_only or self._queue.has_record(1, MAX_SEGMENT_BODY)
+        return self._archive.is_sole or self._queue.has_record(1, MAX_SEGMENT_BODY)
 
     def _step(self) -> bool:
         """Go on by one record or one payload if it is there."""
@@ -167,7 +167,7 @@ class NaczDecompressor:
         if self._max_output is not None and self._done + header.plain_size > self._max_output:
             raise LimitError(f"the plain data is larger than allowed: more than {self._max_output} bytes")
         identity = self._member.models[header.model - 1] if header.model else None
-        self._decoder.check_memory(header, identity)
+        self._decoder.check_sizes(header)
         plain = self._decoder.plain(header, self._archive.payload(), identity, self._archive.n_segments)
         self._done += len(plain)
         self._plain_hash.update(plain)
@@ -197,7 +197,8 @@ class _Queue:
     def has_record(self, start: int, limit: int) -> bool:
         """Tell whether the record that begins here is complete, or bad enough to be refused without the rest.
 
-        `start`: bytes before its length. An end record has its length once more after it.
+        `start`: bytes before its length. An end record has its length once more after it; what begins a sole segment
+        has no checksum there, but more bytes than one has.
         """
         data = self._data
         if start > 1 and data and not MAGIC.startswith(data[: len(MAGIC)]):

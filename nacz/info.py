@@ -15,7 +15,7 @@ from nacz.formats.records import VERSION, MemberHeader, SegmentHeader
 from nacz.listing import as_object, read_members
 from nacz.metadata import read_metadata
 from nacz.segment_coder import LANGUAGE_MODEL, MAX_LEVEL, MIN_LEVEL, name_of_model, predictor_name
-from nacz.segments import count_threads
+from nacz.segments import count_threads, describe_model
 from nacz.terminal import format_duration
 
 __all__ = ["show"]
@@ -62,8 +62,7 @@ def _lines(name: str, members: Members) -> list[str]:
         if file := _file(member.header):
             rows.append(("  made of", ", ".join(f"{key} {value}" for key, value in file.items())))
         for model in member.models:
-            hashes = f"weights {model.weights_hash.hex()}, tokenizer {model.tokenizer_hash.hex()}"
-            rows.append(("  model", f"{name_of_model(model) or 'unnamed'}, {hashes}, contract {model.contract}"))
+            rows.append(("  model", describe_model(model)))
         for index, segment in enumerate(member.segments, 1):
             words = [f"{predictor_name(segment.predictor)}, {segment.payload_size:,} bytes for {segment.plain_size:,}"]
             words += [f"{key} {value}" for key, value in _parameters(segment).items()]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from nacz import codec
 from nacz.commands import Settings, describe, report, standard_stream
 from nacz.segment_coder import name_of_model, predictor_name
+from nacz.segments import describe_model
 
 __all__ = ["as_object", "list_files", "read_members"]
 
@@ -66,10 +67,7 @@ def _print_details(members: tuple[codec.MemberInfo, ...]) -> None:
     for number, member in enumerate(members, 1):
         print(f"  member {number}: {member.archive_size} bytes for {member.plain_size}")
         for model in member.models:
-            print(
-                f"    model {name_of_model(model) or 'unnamed'}: weights {model.weights_hash.hex()}, "
-                f"tokenizer {model.tokenizer_hash.hex()}, contract {model.contract}"
-            )
+            print(f"    model {describe_model(model)}")
         for index, segment in enumerate(member.segments, 1):
             print(
                 f"    segment {index}: {segment.payload_size} bytes for {segment.plain_size}, "
@@ -89,13 +87,7 @@ def as_object(name: str, members: tuple[codec.MemberInfo, ...]) -> dict[str, obj
                 "archive_size": member.archive_size,
                 "plain_size": member.plain_size,
                 "models": [
-                    {
-                        "name": name_of_model(model),
-                        "weights_hash": model.weights_hash.hex(),
-                        "tokenizer_hash": model.tokenizer_hash.hex(),
-                        "contract": model.contract,
-                    }
-                    for model in member.models
+                    {"name": name_of_model(model), "digest": model.digest.hex()} for model in member.models
                 ],
                 "segments": [
                     {
@@ -105,7 +97,6 @@ def as_object(name: str, members: tuple[codec.MemberInfo, ...]) -> dict[str, obj
                         "plain_size": segment.plain_size,
                         "payload_size": segment.payload_size,
                         "params": segment.params.hex(),
-                        "payload_crc32": f"{segment.payload_crc:08x}",
                         "plain_xxh3_64": f"{segment.plain_hash:016x}",
                     }
                     for segment in member.segments

@@ -45,7 +45,6 @@ class RandomReader:
         member = self._map.headers[place.member]
         header, payload = read_segment(self._reader, place, member)
         identity = member.models[header.model - 1] if header.model else None
-        self._decoder.check_memory(header, identity)
         plain = self._decoder.plain(header, payload, identity, number + 1)
         self._check_whole(number, plain)
         return place.plain_start, plain
@@ -87,7 +86,7 @@ def plain_segments(reader: Reader, decoder: SegmentDecoder, max_output: int | No
             if max_output is not None and done > max_output:
                 raise LimitError(f"the plain data is larger than allowed: more than {max_output} bytes")
             identity = member.models[header.model - 1] if header.model else None
-            decoder.check_memory(header, identity)
+            decoder.check_sizes(header)
             plain = decoder.plain(header, archive.payload(), identity, archive.n_segments)
             plain_hash.update(plain)
             yield plain

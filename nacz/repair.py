@@ -21,12 +21,13 @@ from nacz.formats.records import (
     MAX_HEADER_BODY,
     MAX_MODELS,
     MAX_SEGMENT_BODY,
-    ONLY_TAG,
     SEGMENT_TAG,
+    SOLE,
     VERSION,
     EndRecord,
     MemberHeader,
     SegmentHeader,
+    parse_sole,
 )
 from nacz.formats.varint import MAX_VARINT_BYTES, decode_varint
 from nacz.formats.writer import Writer
@@ -71,14 +72,15 @@ class Salvage:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A record with the right checksum, or a range in which there is none (`record` is None)."""
+    """A record with the right checksum, or a range in which there is none (`record` is None). `sole`: the header of a
+    member that is this segment alone."""
 
     start: int
     end: int
     record: MemberHeader | SegmentHeader | EndRecord | None
     payload_start: int = 0
     is_intact: bool = True
-    is_only: bool = False
+    sole: MemberHeader | None = None
 
 
 def salvage(data: bytes, writer: Writer, decoder: SegmentDecoder) -> Salvage:
@@ -113,13 +115,13 @@ def _walk(data: bytes) -> Iterator[_Found]:
             # What follows is not where it should be: some of it may lie inside of what the header claims.
             following = next(_records_after(data, found.payload_start), None)
             end = len(data) if following is None else following.start
-            found = _Found(found.start, end, found.record, found.payload_start, False, found.is_only)
+            found = _Found(found.start, end, found.record, found.payload_start, False)
         yield found
         at = found.end
 
 
 def _records_after(data: bytes, start: int) -> Iterator[_Found]:
-    tags = {bytes([tag]): data.find(bytes([tag]), start) for tag in (SEGMENT_TAG, ONLY_TAG, END_TAG)}
+    tags = {bytes([tag]): data.find(bytes([tag]), start) for tag in (SEGMENT_TAG, END_TAG)}
     tags[MAGIC] = data.find(MAGIC, start)
     while places := {tag: at for tag, at in tags.items() if at >= 0}:
         tag, at = min(places.items(), key=lambda item: item[1])
@@ -133,10 +135,13 @@ def _record_at(data: bytes, at: int) -> _Found | None:
     """Return the record that begins here if its checksum is right. Of a segment the payload is compared too."""
     tag = data[at : at + 1]
     if data[at : at + len(MAGIC)] == MAGIC:
-        if data[at + len(MAGIC) : at + len(MAGIC) + 1] != bytes([VERSION]):
+        version = data[at + len(MAGIC) : at + len(MAGIC) + 1]
+        if version == bytes([SOLE | VERSION]):
+            return _sole_at(data, at)
+        if version != bytes([VERSION]):
             return None
         start, limit = len(MAGIC) + 1, MAX_HEADER_BODY
-    elif tag in (bytes([SEGMENT_TAG]), bytes([ONLY_TAG])):
+    elif tag == bytes([SEGMENT_TAG]):
         start, limit = 1, MAX_SEGMENT_BODY
     elif tag == bytes([END_TAG]):
         start, limit = 1, MAX_END_BODY
@@ -150,7 +155,7 @@ def _record_at(data: bytes, at: int) -> _Found | None:
         if tag[0] == END_TAG and data[end : end + used] != data[at + start : at + start + used][::-1]:
             return None  # cheaper to see than a wrong checksum of a long record
         record = data[at:end]
-        if zlib.crc32(record[:-CRC_SIZE]) != int.from_bytes(record[-CRC_SIZE:], "little"):
+        if not _ends_with_its_crc(record):
             return None
         body = record[start + used : -CRC_SIZE]
         if tag[0] == END_TAG:
@@ -160,20 +165,41 @@ def _record_at(data: bytes, at: int) -> _Found | None:
         header = SegmentHeader.parse(body, MAX_MODELS)
     except (CorruptDataError, UnsupportedVersionError):
         return None
-    after = min(end + header.payload_size, len(data))
-    is_intact = after - end == header.payload_size and zlib.crc32(data[end:after]) == header.payload_crc
-    return _Found(at, after, header, end, is_intact, tag[0] == ONLY_TAG)
+    after = min(end + header.payload_size + CRC_SIZE, len(data))
+    is_intact = after - end == header.payload_size + CRC_SIZE and _ends_with_its_crc(data[end:after])
+    return _Found(at, after, header, end, is_intact)
+
+
+def _sole_at(data: bytes, at: int) -> _Found | None:
+    """Return the member of one segment that begins here if its checksum is right, which is for all of it."""
+    start = at + len(MAGIC) + 1
+    try:
+        length, used = decode_varint(data[start : start + MAX_VARINT_BYTES], 0, "a length")
+        payload_start = start + used + length
+        if length > MAX_SEGMENT_BODY:
+            return None
+        member, header = parse_sole(data[start + used : payload_start])
+    except CorruptDataError:
+        return None
+    end = payload_start + header.payload_size + CRC_SIZE
+    if end > len(data) or not _ends_with_its_crc(data[at:end]):
+        return None
+    return _Found(at, end, header, payload_start, True, member)
+
+
+def _ends_with_its_crc(record: bytes) -> bool:
+    return zlib.crc32(record[:-CRC_SIZE]) == int.from_bytes(record[-CRC_SIZE:], "little")
 
 
 def _members(records: Iterator[_Found]) -> Iterator[list[_Found]]:
     """Group records: a member begins with a header, or after the end of another."""
     member: list[_Found] = []
     for found in records:
-        if isinstance(found.record, MemberHeader) and member:
+        if (isinstance(found.record, MemberHeader) or found.sole is not None) and member:
             yield member
             member = []
         member.append(found)
-        if isinstance(found.record, EndRecord) or found.is_only:
+        if isinstance(found.record, EndRecord) or found.sole is not None:
             yield member
             member = []
     if member:
@@ -193,8 +219,8 @@ def _salvage_member(
     lost: list[Lost],
 ) -> int | None:
     """Recover one member whose plain bytes begin at `base`; return where those of the next one do, if that is known."""
-    header = next((found.record for found in member if isinstance(found.record, MemberHeader)), None)
     last = member[-1]
+    header = next((found.record for found in member if isinstance(found.record, MemberHeader)), last.sole)
     end = last.record if isinstance(last.record, EndRecord) else None
     segments = [found for found in member if isinstance(found.record, SegmentHeader)]
     header_start = member[0].start if isinstance(member[0].record, MemberHeader) else None
@@ -229,7 +255,7 @@ def _salvage_member(
     if end is not None and end.entries:
         losses = _by_index(losses, [n for n in range(len(end.entries)) if n not in done], starts, base)
         plain = None if base is None else base + starts[-1]
-    elif end is None and not last.is_only:
+    elif end is None and last.sole is None:
         losses.append(Lost(last.end, last.end, plain, None, "the end of the archive is missing"))
         plain = None
     lost += losses
@@ -250,8 +276,9 @@ def _recover(
             return "the segment names a model that the header does not have"
         identity = member.models[header.model - 1]
     try:
-        decoder.check_memory(header, identity)
-        plain = decoder.plain(header, data[found.payload_start : found.end], identity, 0, trust=is_unknown)
+        decoder.check_sizes(header)
+        payload = data[found.payload_start : found.end - CRC_SIZE]
+        plain = decoder.plain(header, payload, identity, 0, trust=is_unknown)
     except CorruptDataError as error:
         return str(error).replace("segment 0 ", "the segment ")
     writer.write(plain)
@@ -277,7 +304,7 @@ def _numbers(
     sizes = []
     for found in segments:
         assert isinstance(found.record, SegmentHeader)
-        size = found.payload_start - found.start + found.record.payload_size
+        size = found.payload_start - found.start + found.record.payload_size + CRC_SIZE
         sizes.append((size, found.record.plain_size))
     blocks = difflib.SequenceMatcher(None, sizes, wanted, autojunk=False).get_matching_blocks()
     return {segments[block.a + i].start: block.b + i for block in blocks for i in range(block.size)}

@@ -13,7 +13,7 @@ import xxhash
 
 from nacz.errors import CorruptDataError
 from nacz.formats.reader import ArchiveReader
-from nacz.formats.records import MemberHeader, SegmentHeader
+from nacz.formats.records import MemberHeader, SegmentHeader, can_be_sole
 
 __all__ = ["PartialArchive", "PartialPlain"]
 
@@ -41,7 +41,7 @@ class PartialArchive:
             return None
         try:
             header = self._archive.next_segment()
-            if header is None or self._archive.is_only != only:
+            if header is None or self._archive.is_sole != (only and can_be_sole(self.member, header)):
                 return None
             payload = self._archive.payload()
         except (CorruptDataError, ValueError):

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from nacz.errors import CorruptDataError, UnsupportedVersionError, UsageError
 from nacz.formats.records import ModelIdentity
-from nacz.weights.pinned import PINNED
+from nacz.weights.pinned import DIGESTS
 
 STORED = 0
 BYTE_MODEL = 1
@@ -214,17 +214,17 @@ def model_is_known(name: str) -> bool:
 
 def name_of_model(identity: ModelIdentity) -> str:
     """Return the name of a model that an archive identifies, "" if it has none."""
-    return identity.name or _name_of_weights(identity.weights_hash)
+    return identity.name or _name_of_digest(identity.digest)
 
 
 def as_recorded(identity: ModelIdentity) -> ModelIdentity:
-    """Return the identity as archives record it: without a name where the hash is enough."""
-    return replace(identity, name="") if _name_of_weights(identity.weights_hash) else identity
+    """Return the identity as archives record it: without a name where the digest is enough."""
+    return replace(identity, name="") if _name_of_digest(identity.digest) else identity
 
 
-def _name_of_weights(weights_hash: bytes) -> str:
-    """Return the name of a model that every reader knows by its hash, so that its name needs no room in archives."""
-    return next((name for name, pin in PINNED.items() if pin.startswith(weights_hash.hex())), "")
+def _name_of_digest(digest: bytes) -> str:
+    """Return the name of a model that every reader knows by its digest, so that its name needs no room in archives."""
+    return DIGESTS.get(digest.hex(), "")
 
 
 def predictor_name(predictor_id: int) -> str:

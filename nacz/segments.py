@@ -7,7 +7,6 @@ of records, nor where bytes come from.
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -148,7 +147,6 @@ def encode_segment(
         params=params,
         plain_size=len(data),
         payload_size=len(payload),
-        payload_crc=zlib.crc32(payload),
         plain_hash=xxhash.xxh3_64_intdigest(data),
     )
     return header, payload
@@ -174,15 +172,20 @@ class SegmentDecoder:
         self._memory_limit = memory_limit
         self._coders: dict[tuple[int, ModelIdentity | None], SegmentCoder] = {}
 
-    def check_memory(self, header: SegmentHeader, identity: ModelIdentity | None) -> None:
-        """Raise LimitError when decoding the segment would take more than the limit; nothing is allocated yet."""
-        if self._memory_limit is None:
-            return
-        from nacz.memory import decoding_memory
+    def check_sizes(self, header: SegmentHeader) -> None:
+        """Raise LimitError when the segment's own sizes are beyond the limit of memory; for before it is read."""
+        self._compare(header.plain_size + header.payload_size)
 
-        needed = decoding_memory(header, self._source_of_model(identity), self._options.offline)
-        if needed > self._memory_limit:
-            allowed = self._memory_limit
+    def _check_memory(self, header: SegmentHeader, identity: ModelIdentity | None) -> None:
+        """Raise LimitError when decoding the segment would take more than the limit; nothing is allocated yet."""
+        if self._memory_limit is not None:
+            from nacz.memory import decoding_memory
+
+            self._compare(decoding_memory(header, self._source_of_model(identity), self._options.offline))
+
+    def _compare(self, needed: int) -> None:
+        allowed = self._memory_limit
+        if allowed is not None and needed > allowed:
             raise LimitError(f"decoding needs about {needed} bytes of memory, more than the {allowed} allowed")
 
     def plain(
@@ -190,8 +193,10 @@ class SegmentDecoder:
     ) -> bytes:
         """Return the plain bytes of segment `number` (for messages), its checksum compared.
 
-        `trust`: the identity is unknown, so that only the checksum can tell. Raises CorruptDataError and ModelError.
+        `trust`: the identity is unknown, so that only the checksum can tell. Raises CorruptDataError, ModelError, and
+        LimitError before anything is allocated for the decoding.
         """
+        self._check_memory(header, identity)
         key = (header.predictor, identity)
         if key not in self._coders:
             self._coders[key] = self._make(header.predictor, identity, trust)
@@ -237,6 +242,4 @@ def describe_model(model: ModelIdentity | None) -> str:
     """Return the identity of a model for people."""
     if model is None:
         return "none"
-    weights, tokenizer = model.weights_hash.hex(), model.tokenizer_hash.hex()
-    name = name_of_model(model) or "unnamed"
-    return f"{name} (weights {weights}, tokenizer {tokenizer}, contract {model.contract})"
+    return f"{name_of_model(model) or 'unnamed'} ({model.digest.hex()})"

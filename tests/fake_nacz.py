@@ -14,7 +14,7 @@ order0.install()
 if os.environ.get("ORDER0_MISSING"):
     order0.Order0ModelCoder.missing = True
 if os.environ.get("ORDER0_OTHER"):
-    order0.Order0ModelCoder.identity = order0.ModelIdentity("other", b"others!!", b"tok4", 1)
+    order0.Order0ModelCoder.identity = order0.ModelIdentity("other", b"othr")
 if os.environ.get("ORDER0_BROKEN"):
     order0.Order0Coder.encode = lambda *a, **k: 1 // 0  # type: ignore[assignment]
 if os.environ.get("ORDER0_SLOW"):

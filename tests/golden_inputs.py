@@ -20,24 +20,30 @@ def noise(size: int) -> bytes:
     return hashlib.shake_128(b"golden").digest(size)
 
 
-def sealed(start: bytes, body: bytes) -> bytes:
-    record = start + encode_varint(len(body)) + body
+def with_crc(record: bytes) -> bytes:
     return record + zlib.crc32(record).to_bytes(4, "little")
 
 
+def sealed(start: bytes, body: bytes) -> bytes:
+    return with_crc(start + encode_varint(len(body)) + body)
+
+
 def hostile(good: bytes) -> dict[str, tuple[bytes, str]]:
-    """Name to (archive, name of the error). `good`: one segment of the language model."""
+    """Name to (archive, name of the error). `good`: one segment of the language model, all of its member."""
     head = sealed(MAGIC + b"\0", b"\0")
 
-    def segment(
-        predictor: int, plain: int, payload: bytes, params: bytes = b"", promised: int | None = None, model: int = 0
-    ) -> bytes:
-        size = len(payload) if promised is None else promised
-        numbers = b"".join(map(encode_varint, (predictor, model, plain, size, len(params))))
-        return sealed(b"s", numbers + params + zlib.crc32(payload).to_bytes(4, "little") + bytes(8)) + payload
+    def start(predictor: int, plain: int, size: int, model: int = 0) -> bytes:
+        return b"".join(map(encode_varint, (32 * predictor + model, plain, size))) + bytes(8)
 
-    body = good[6 : 6 + good[5]]
-    named, other = good[: 6 + good[5] + 4], sealed(MAGIC + b"\0", body[:2] + bytes(8) + body[10:])
+    def segment(predictor: int, plain: int, payload: bytes, promised: int | None = None) -> bytes:
+        size = len(payload) if promised is None else promised
+        return sealed(b"S", start(predictor, plain, size)) + with_crc(payload)
+
+    def sole(body: bytes, payload: bytes) -> bytes:
+        return with_crc(MAGIC + b"\x80" + encode_varint(len(body)) + body + payload)
+
+    body, payload = good[6 : 6 + good[5]], good[6 + good[5] : -4]
+    (at,) = (i for i in range(len(body)) if body[i:].startswith(b"\0\x10\x01"))  # version, window, lanes
     params = b"\0" + encode_varint(16) + encode_varint(1 << 32) + b"\x09"
     flipped = bytearray(good)
     flipped[-1] ^= 1
@@ -46,20 +52,24 @@ def hostile(good: bytes) -> dict[str, tuple[bytes, str]]:
         "alien": (b"PK\x03\x04" + bytes(60), "CorruptDataError"),
         "version-7": (MAGIC + b"\x07" + head[5:], "UnsupportedVersionError"),
         "must-understand": (sealed(MAGIC + b"\0", b"\0\x03\x01x"), "UnsupportedVersionError"),
+        "version-7-of-one-segment": (MAGIC + b"\x87" + good[5:], "UnsupportedVersionError"),
         "predictor-99": (head + segment(99, 5, b"hello"), "UnsupportedVersionError"),
+        "predictor-99-of-one-segment": (sole(start(99, 5, 5), b"hello"), "UnsupportedVersionError"),
         "truncated": (good[:-1], "CorruptDataError"),
         "flipped": (bytes(flipped), "CorruptDataError"),
         "trailing-garbage": (good + b"\0", "CorruptDataError"),
         "header-of-2-to-60": (MAGIC + b"\0" + encode_varint(1 << 60), "CorruptDataError"),
+        "one-segment-of-2-to-60": (MAGIC + b"\x80" + encode_varint(1 << 60), "CorruptDataError"),
         "plain-of-2-to-60": (head + segment(0, 1 << 60, b"x"), "CorruptDataError"),
         "payload-of-2-to-28": (head + segment(0, 1 << 28, b"x", promised=1 << 28), "CorruptDataError"),
         "bomb": (head + segment(0, 1 << 28, b"x"), "CorruptDataError"),
         "wrong-plain-checksum": (head + segment(0, 5, b"hello"), "CorruptDataError"),
-        "lanes-of-2-to-32": (named + segment(2, 9, b"x", params, model=1), "CorruptDataError"),
+        "bomb-of-one-segment": (sole(start(0, 1 << 28, 1), b"x"), "CorruptDataError"),
+        "lanes-of-2-to-32": (sole(body[:at] + params, payload), "CorruptDataError"),
         "model-without-a-name-like-a-path": (
-            sealed(MAGIC + b"\0", b"\x01\x04../x" + bytes(12) + b"\0"), "CorruptDataError",
+            sealed(MAGIC + b"\0", b"\x01\x04../x" + bytes(4)), "CorruptDataError",
         ),
         "name-outside-of-the-folder": (sealed(MAGIC + b"\0", b"\0\x02\x04../x") + b"E", "CorruptDataError"),
         "end-of-2-to-40-segments": (head + sealed(b"E", b"\x0b" + encode_varint(1 << 40)), "CorruptDataError"),
-        "another-model": (other + good[6 + good[5] + 4 :], "ModelMismatchError"),
+        "another-model": (sole(body[: at - 4] + bytes(4) + body[at:], payload), "ModelMismatchError"),
     }  # fmt: skip

@@ -16,7 +16,7 @@ from nacz import segment_coder
 from nacz.errors import CorruptDataError, ModelMissingError
 from nacz.segment_coder import BYTE_MODEL, LANGUAGE_MODEL, CodecOptions, ModelIdentity, ModelProgress, SegmentProgress
 
-IDENTITY = ModelIdentity("order0-test", b"weights8", b"tok4", 1)
+IDENTITY = ModelIdentity("order0-test", b"ord0")
 
 
 class Order0Coder:

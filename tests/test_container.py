@@ -5,6 +5,7 @@ Run with `pytest tests/test_container.py`. Uses stored segments and the order-0 
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 import tracemalloc
@@ -34,21 +35,20 @@ from order0 import IDENTITY, installed
 import nacz
 from nacz.errors import CorruptDataError, UnsupportedVersionError
 from nacz.segment_coder import as_recorded, name_of_model
-from nacz.weights import store
+from nacz.weights import pinned
 
 TEXT = b"It was the best of times, it was the worst of times. " * 12
 
 
 @pytest.fixture(autouse=True)
-def _order0() -> Iterator[None]:
+def _order0(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(pinned.DIGESTS, IDENTITY.digest.hex(), IDENTITY.name)
     with installed():
         yield
 
 
 def stored(plain: bytes) -> SegmentHeader:
-    return SegmentHeader(
-        0, 0, b"", len(plain), len(plain), zlib.crc32(plain), xxhash.xxh3_64_intdigest(plain)
-    )
+    return SegmentHeader(0, 0, b"", len(plain), len(plain), xxhash.xxh3_64_intdigest(plain))
 
 
 def member(*segments: bytes, header: MemberHeader | None = None) -> bytes:
@@ -60,10 +60,18 @@ def member(*segments: bytes, header: MemberHeader | None = None) -> bytes:
     return out.getvalue()
 
 
+def with_crc(record: bytes) -> bytes:
+    return record + zlib.crc32(record).to_bytes(4, "little")
+
+
 def sealed(start: bytes, body: bytes) -> bytes:
     """Put length and checksum to a hand-made record."""
-    record = start + encode_varint(len(body)) + body
-    return record + zlib.crc32(record).to_bytes(4, "little")
+    return with_crc(start + encode_varint(len(body)) + body)
+
+
+def sole(body: bytes, payload: bytes) -> bytes:
+    """A hand-made member of one segment."""
+    return with_crc(MAGIC + b"\x80" + encode_varint(len(body)) + body + payload)
 
 
 def header_bytes(body: bytes = b"\0", version: int = 0) -> bytes:
@@ -98,9 +106,7 @@ def test_numbers_out_of_range(value: int) -> None:
 identities = st.builds(
     ModelIdentity,
     st.from_regex(r"(?:[a-z0-9][a-z0-9._-]{0,63})?", fullmatch=True),
-    st.binary(min_size=8, max_size=8),
     st.binary(min_size=4, max_size=4),
-    st.integers(0, MAX_VARINT),
 )
 
 
@@ -115,26 +121,30 @@ def test_member_header_round_trip(models: list[ModelIdentity], extras: dict[int,
 def test_segment_header_round_trip(data: st.DataObject) -> None:
     plain_size = data.draw(st.integers(1, MAX_SEGMENT_PLAIN))
     header = SegmentHeader(
-        data.draw(st.integers(0, MAX_VARINT)),
+        data.draw(st.integers(0, MAX_VARINT // 32)),
         data.draw(st.integers(0, 3)),
         data.draw(st.binary(max_size=300)),
         plain_size,
         data.draw(st.integers(0, plain_size)),
-        data.draw(st.integers(0, 2**32 - 1)),
         data.draw(st.integers(0, 2**64 - 1)),
     )
     models = MemberHeader((IDENTITY,) * 3).encode()
     archive = ArchiveReader(io.BytesIO(models + header.encode()))
     archive.next_member()
-    assert archive.next_segment() == header
+    assert archive.next_segment() == header and not archive.is_sole
+    if header.model < 2:
+        member = MemberHeader((ModelIdentity("", b"1234"),)[: header.model])
+        archive = ArchiveReader(io.BytesIO(records.encode_sole(member, header)))
+        assert archive.next_member() == member and archive.is_sole
+        assert archive.next_segment() == header
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", "Über", "A", "x" * 65, "a\n"])
 def test_a_model_name_is_never_a_path(name: str) -> None:
     with pytest.raises(ValueError):
-        ModelIdentity(name, b"8" * 8, b"4" * 4, 0)
+        ModelIdentity(name, b"1234")
     raw = name.encode("latin-1")
-    body = b"\x01" + encode_varint(len(raw)) + raw + b"8" * 8 + b"4" * 4 + b"\0"
+    body = b"\x01" + encode_varint(len(raw)) + raw + b"1234"
     with pytest.raises(CorruptDataError):
         nacz.archive_info(io.BytesIO(header_bytes(body)))
 
@@ -155,7 +165,7 @@ def test_unknown_version_and_predictor() -> None:
         nacz.decompress(header_bytes(version=9))
     out = io.BytesIO()
     writer = MemberWriter(out, MemberHeader())
-    writer.segment(SegmentHeader(77, 0, b"", 5, 2, zlib.crc32(b"ab"), 0), b"ab")
+    writer.segment(SegmentHeader(77, 0, b"", 5, 2, 0), b"ab")
     writer.finish(0)
     with pytest.raises(UnsupportedVersionError, match="77"):
         nacz.decompress(out.getvalue())
@@ -172,29 +182,67 @@ def test_magic_is_no_text() -> None:
 
 def test_overhead_is_small() -> None:
     """All that is not payload or parameters, for one segment of 100,000 bytes and a model that everyone knows."""
-    (name, pin), *_ = store.PINNED.items()
-    model = as_recorded(ModelIdentity(name, bytes.fromhex(pin)[:8], b"4" * 4, 1))
+    (digest, name), *_ = pinned.DIGESTS.items()
+    model = as_recorded(ModelIdentity(name, bytes.fromhex(digest)))
     assert model.name == "" and name_of_model(model) == name
     out = io.BytesIO()
     writer = MemberWriter(out, MemberHeader((model,)))
     payload = b"p" * 12_000
-    writer.segment(SegmentHeader(2, 1, b"", 100_000, len(payload), 1, 2), payload, only=True)
+    writer.segment(SegmentHeader(2, 1, b"", 100_000, len(payload), 2), payload, only=True)
     writer.finish(2)
-    assert len(out.getvalue()) - len(payload) == 51
-    assert len(nacz.compress(bytes(range(100)), 1)) - 100 == 34
+    assert len(out.getvalue()) - len(payload) == 28
+    assert len(nacz.compress(bytes(range(100)), 1)) - 100 == 21
     assert len(member()) == 20
 
 
-def test_the_only_segment_has_no_neighbours() -> None:
-    """A record that says it is all of its member must be: nothing follows, nothing came before."""
-    only = stored(b"hello").encode(only=True) + b"hello"
-    other = stored(b"hello").encode() + b"hello"
+def test_the_identity_of_a_model() -> None:
+    """A change of weights, of the tokenizer or of the arithmetic is another model."""
+    known = ModelIdentity.of("name", b"w" * 32, b"t" * 32, 0)
+    assert known == ModelIdentity("name", bytes.fromhex("a6543410"))
+    others = [(b"v" * 32, b"t" * 32, 0), (b"w" * 32, b"s" * 32, 0), (b"w" * 32, b"t" * 32, 1)]
+    assert len({ModelIdentity.of("name", *other).digest for other in others} | {known.digest}) == 4
+    with pytest.raises(ValueError):
+        ModelIdentity.of("name", b"w" * 8, b"t" * 32, 0)
+
+
+def test_a_sole_segment_needs_no_member_header() -> None:
+    plain, extras, named = b"hello", ((2, b"name"),), ModelIdentity("name", b"1234")
+    nameless = ModelIdentity("", b"1234")
+    for header, model, is_sole in (
+        (MemberHeader(), 0, True),
+        (MemberHeader((nameless,)), 1, True),
+        (MemberHeader((nameless,)), 0, False),
+        (MemberHeader((nameless, nameless)), 1, False),
+        (MemberHeader((named,)), 1, False),
+        (MemberHeader((), extras), 0, False),
+    ):
+        segment = dataclasses.replace(stored(plain), model=model)
+        assert records.can_be_sole(header, segment) is is_sole
+        out = io.BytesIO()
+        writer = MemberWriter(out, header)
+        writer.segment(segment, plain, only=True)
+        writer.finish(0)
+        archive = ArchiveReader(io.BytesIO(out.getvalue()))
+        assert archive.next_member() == header and archive.is_sole is is_sole
+        assert archive.next_segment() == segment and archive.payload() == plain
+        assert archive.next_segment() is None and archive.next_member() is None
+        assert archive.position == len(out.getvalue()) == writer.size
+        if not is_sole:
+            with pytest.raises(ValueError):
+                records.encode_sole(header, segment)
+
+
+def test_what_is_said_to_be_sole_has_no_neighbours() -> None:
+    body = stored(b"hello")._encode_fields()
+    only = sole(body, b"hello")
+    other = stored(b"hello").encode() + with_crc(b"hello")
     tail = member(b"hello")[len(MemberHeader().encode()) + len(other) :]
-    assert nacz.decompress(header_bytes() + only) == b"hello"
+    assert nacz.decompress(only) == b"hello" and nacz.decompress(only + only) == b"hello" * 2
     assert nacz.decompress(header_bytes() + other + tail) == b"hello"
-    for parts in (only + only, only + other, other + only, other, only + tail, other + only + tail):
+    garbage = [only + other, only + tail, only + other + tail, header_bytes() + only, header_bytes() + other + only]
+    for archive in garbage:
         with pytest.raises(CorruptDataError):
-            nacz.decompress(header_bytes() + parts)
+            nacz.decompress(archive)
     writer = MemberWriter(io.BytesIO(), MemberHeader())
     writer.segment(stored(b"hello"), b"hello")
     with pytest.raises(ValueError):
@@ -219,6 +267,10 @@ def archives() -> Iterator[tuple[str, bytes, bytes]]:
         yield "one segment", TEXT[:120], nacz.compress(TEXT[:120] * 4, level=1)
         options = nacz.CodecOptions(level=6, segment_size=200)
         yield "model, segments", TEXT[:500], nacz.compress(TEXT[:500], options=options)
+        with pytest.MonkeyPatch.context() as patch:
+            # As with weights that every reader knows, whose name needs no room.
+            patch.setitem(pinned.DIGESTS, IDENTITY.digest.hex(), IDENTITY.name)
+            yield "model, one segment", TEXT[:300], nacz.compress(TEXT[:300], level=6)
 
 
 CASES = list(archives())
@@ -239,8 +291,9 @@ def test_every_flipped_bit_is_an_error(plain: bytes, archive: bytes) -> None:
     for at, bit in itertools.product(range(len(archive)), range(8)):
         damaged = bytearray(archive)
         damaged[at] ^= 1 << bit
-        with pytest.raises(CorruptDataError):
+        with pytest.raises(CorruptDataError) as caught:
             nacz.decompress(damaged)
+        assert type(caught.value) is CorruptDataError or at == len(MAGIC), "damage is called damage"
 
 
 @pytest.mark.parametrize("archive", [c[2] for c in CASES], ids=[c[0] for c in CASES])
@@ -273,8 +326,8 @@ def test_segments_cannot_be_moved_dropped_or_doubled() -> None:
     first, second = b"the first part", b"the second part!"
     archive = member(first, second)
     head = len(MemberHeader().encode())
-    cut = head + len(stored(first).encode()) + len(first)
-    end = cut + len(stored(second).encode()) + len(second)
+    cut = head + len(stored(first).encode()) + len(first) + 4
+    end = cut + len(stored(second).encode()) + len(second) + 4
     one, two, tail = archive[head:cut], archive[cut:end], archive[end:]
     for parts in ([two, one], [one], [two], [one, one], [one, two, two], []):
         with pytest.raises(CorruptDataError):
@@ -284,7 +337,7 @@ def test_segments_cannot_be_moved_dropped_or_doubled() -> None:
 def test_same_sizes_swapped_are_seen_by_the_whole_checksum() -> None:
     archive = member(b"aaaa", b"bbbb")
     head = len(MemberHeader().encode())
-    size = len(stored(b"aaaa").encode()) + 4
+    size = len(stored(b"aaaa").encode()) + 4 + 4
     swapped = archive[:head] + archive[head + size : head + 2 * size] + archive[head : head + size]
     with pytest.raises(CorruptDataError, match="whole"):
         nacz.decompress(swapped + archive[head + 2 * size :])
@@ -293,7 +346,7 @@ def test_same_sizes_swapped_are_seen_by_the_whole_checksum() -> None:
 def test_wrong_plain_checksum_is_an_error() -> None:
     out = io.BytesIO()
     writer = MemberWriter(out, MemberHeader())
-    writer.segment(SegmentHeader(0, 0, b"", 5, 5, zlib.crc32(b"hello"), 12345), b"hello")
+    writer.segment(SegmentHeader(0, 0, b"", 5, 5, 12345), b"hello")
     writer.finish(12345)
     with pytest.raises(CorruptDataError, match="does not decode"):
         nacz.decompress(out.getvalue())
@@ -302,17 +355,8 @@ def test_wrong_plain_checksum_is_an_error() -> None:
 # Hostile sizes
 
 
-def segment_body(
-    plain_size: int, payload_size: int, params: bytes = b"", n_params: int | None = None
-) -> bytes:
-    return (
-        b"\0\0"
-        + encode_varint(plain_size)
-        + encode_varint(payload_size)
-        + encode_varint(len(params) if n_params is None else n_params)
-        + params
-        + bytes(12)
-    )
+def segment_body(plain_size: int, payload_size: int, params: bytes = b"", kind: int = 0) -> bytes:
+    return b"".join(map(encode_varint, (kind, plain_size, payload_size))) + bytes(8) + params
 
 
 HOSTILE = {
@@ -328,10 +372,17 @@ HOSTILE = {
     "plain size 0": header_bytes() + sealed(b"S", segment_body(0, 0)),
     "payload larger than plain": header_bytes() + sealed(b"S", segment_body(10, 11)),
     "payload of 2^28 that is not there": header_bytes() + sealed(b"S", segment_body(1 << 28, 1 << 28)),
-    "parameters of 2^33": header_bytes() + sealed(b"S", segment_body(9, 9, n_params=1 << 33)),
     "parameters just above": header_bytes() + sealed(b"S", segment_body(9, 9, bytes(4097))),
-    "a model that is not there": header_bytes() + sealed(b"S", b"\0\x01" + segment_body(9, 9)[2:]),
-    "a field too many": header_bytes() + sealed(b"S", segment_body(9, 9) + b"\0"),
+    "a model that is not there": header_bytes() + sealed(b"S", segment_body(9, 9, kind=1)),
+    "parameters of stored": header_bytes() + sealed(b"S", segment_body(9, 9, b"\0")) + with_crc(bytes(9)),
+    "one segment of 2^60": MAGIC + b"\x80" + encode_varint(1 << 60),
+    "one segment of plain size 2^60": sole(segment_body(1 << 60, 1), b"x"),
+    "one segment of payload 2^28": sole(segment_body(1 << 28, 1 << 28), b"x"),
+    "one segment of payload larger than plain": sole(segment_body(1, 2), b"xx"),
+    "one segment of nothing": sole(segment_body(0, 0), b""),
+    "one segment with parameters just above": sole(segment_body(9, 9, bytes(4097)), bytes(9)),
+    "one segment with a second model": sole(segment_body(9, 9, kind=2), bytes(9)),
+    "one segment without its identity": sole(segment_body(9, 9, b"123", kind=1), bytes(9)),
     "end of 2^60": header_bytes() + b"E" + encode_varint(1 << 60),
     "2^40 segments": header_bytes() + sealed(b"E", encode_varint(11) + encode_varint(1 << 40)),
 }
@@ -354,10 +405,11 @@ def test_hostile_sizes_are_refused_before_allocation(archive: bytes) -> None:
 
 def test_encoders_refuse_what_decoders_would() -> None:
     for header in (
-        SegmentHeader(0, 0, bytes(4097), 9, 9, 0, 0),
-        SegmentHeader(0, 0, b"", 9, 10, 0, 0),
-        SegmentHeader(0, 0, b"", 0, 0, 0, 0),
-        SegmentHeader(0, 0, b"", MAX_SEGMENT_PLAIN + 1, 0, 0, 0),
+        SegmentHeader(0, 0, bytes(4097), 9, 9, 0),
+        SegmentHeader(0, 17, b"", 9, 9, 0),
+        SegmentHeader(0, 0, b"", 9, 10, 0),
+        SegmentHeader(0, 0, b"", 0, 0, 0),
+        SegmentHeader(0, 0, b"", MAX_SEGMENT_PLAIN + 1, 0, 0),
     ):
         with pytest.raises(ValueError):
             header.encode()

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import tiny
 import xxhash
+from nacz.formats.records import ModelIdentity
 
 from nacz import weights
 from nacz.errors import ModelError, ModelMismatchError, ModelMissingError
-from nacz.weights import fetch, store
+from nacz.weights import fetch, pinned, store
 from nacz.weights.exact import Architecture, ExactModel, array_layout
 
 NAME = fetch.DEFAULT
@@ -260,3 +261,12 @@ def test_calls_for_the_command_line(folder: Path, converting: list[str]) -> None
 @pytest.mark.weights
 def test_the_real_conversion_is_pinned() -> None:
     assert store.conversion_hash() == store.PINNED[NAME]
+
+
+@pytest.mark.weights
+def test_archives_need_no_name_for_the_real_model() -> None:
+    from nacz.predictors.transformer import CONTRACT
+
+    model = store.load_model(NAME)
+    identity = ModelIdentity.of("", model.weights_hash, model.tokenizer_hash, CONTRACT)
+    assert pinned.DIGESTS[identity.digest.hex()] == NAME == model.name

@@ -106,7 +106,7 @@ class LanguageModelCoder:
 
     def model_identity(self, progress: ModelProgress | None = None) -> ModelIdentity:
         model = self._loaded(progress)
-        return ModelIdentity(model.name, model.weights_hash[:8], model.tokenizer_hash[:4], CONTRACT)
+        return ModelIdentity.of(model.name, model.weights_hash, model.tokenizer_hash, CONTRACT)
 
     def encode(
         self, data: bytes, *, options: CodecOptions, threads: int, progress: SegmentProgress | None

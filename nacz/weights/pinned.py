@@ -5,7 +5,9 @@ Apart from nacz.weights.store, which needs numpy and more, because naming the mo
 
 from __future__ import annotations
 
-__all__ = ["PINNED"]
+__all__ = ["DIGESTS", "PINNED"]
 
 # sha256 of the exact model, in hex; see nacz.weights.store for what it covers and how it is made anew.
 PINNED = {"smollm2-135m": "018110b340645128d6bc2201a319f23147a1fc5caec51a4755d1986552ada076"}
+# What archives say of these weights, for every numeric contract so far (see nacz.formats.records.ModelIdentity).
+DIGESTS = {"899ef1c2": "smollm2-135m"}
