@@ -292,6 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with terminate_as_exception(), status_on_signal():
             # Not click's own `main`: it would turn an interrupt and a closed pipe into codes of its own.
             with cli.make_context("nacz", list(arguments)) as context:
+                context.meta["nacz.arguments"] = arguments[1:]  # those of the verb, as they were given
                 return int(cli.invoke(context) or 0)
     except click.exceptions.Exit as stop:
         return int(stop.exit_code)

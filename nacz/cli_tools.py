@@ -6,10 +6,11 @@ Knows their arguments; each imports its module when it is called.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
-from nacz.cli_options import FILES, JSON, names_or_stdin
+from nacz.cli_options import FILES, JSON, THREADS, complete_file, names_or_stdin, together
 
 __all__ = ["TOOLS"]
 
@@ -22,6 +23,45 @@ def info(files: Sequence[str], as_json: bool) -> int:
     from nacz import info as details
 
     return details.show(names_or_stdin(files), as_json)
+
+
+_WRITE = {
+    "json": "Write all figures as JSON; `-` for stdout.",
+    "html": "Write a page with tables and picture.",
+    "png": "Write a picture: bits per byte against speed.",
+    "markdown": "Write the tables as Markdown.",
+}
+
+
+@click.command(short_help="Measure nacz and others on the same bytes.")
+@click.argument("files", nargs=-1, metavar="[FILE|CORPUS[:OFFSET:LENGTH]]...", shell_complete=complete_file)
+@click.option("--levels", "levels_text", default="1-9", metavar="LIST", help="Levels of nacz, as 1-9 or 1,3,6 or none.")
+@click.option(
+    "--peers", "peers_text", default="all", metavar="LIST",
+    help="Of gzip, bzip2, xz, zstd, brotli, ppmd, zpaq, perhaps with a setting as zstd:3; or all, or none.",
+)  # fmt: skip
+@click.option("--ablate", "ablations", multiple=True, metavar="CHOICE", help="Also with this choice of predictors.")
+@together(
+    *(click.option(f"--{kind}", metavar="OUT", shell_complete=complete_file, help=_WRITE[kind]) for kind in _WRITE)
+)
+@click.option("--state", metavar="FILE", shell_complete=complete_file, help="Keep rows here; go on from those there.")
+@click.option("--repeat", type=click.IntRange(min=1), default=1, metavar="N", help="Measure N times; the best counts.")
+@THREADS
+@click.option("-q", "--quiet", is_flag=True, help="No progress, no notes.")
+def bench(files: Sequence[str], **arguments: Any) -> int:
+    """Compress, decompress and compare files with all levels and peers; tell sizes, speeds and memory.
+
+    A corpus, such as enwik8, is looked for in the folder that NACZ_CORPORA names. Without a file a small text that
+    every installation has is measured.
+    """
+    from nacz.bench import command
+
+    context = click.get_current_context()
+    outputs = {kind: arguments.pop(kind) for kind in _WRITE}
+    return command.bench(
+        files, outputs={kind: path for kind, path in outputs.items() if path is not None},
+        command=context.meta.get("nacz.arguments", []), **arguments,
+    )  # fmt: skip
 
 
 @click.command(short_help="Check this machine.")
@@ -65,4 +105,4 @@ def man() -> int:
     return 0
 
 
-TOOLS: tuple[click.Command, ...] = (info, doctor, completion, man)
+TOOLS: tuple[click.Command, ...] = (info, bench, doctor, completion, man)

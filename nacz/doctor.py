@@ -23,7 +23,7 @@ from nacz.segment_coder import DEFAULT_LEVEL, MAX_LEVEL, MIN_LEVEL
 from nacz.segments import count_threads
 from nacz.terminal import format_size
 
-__all__ = ["Finding", "findings", "show"]
+__all__ = ["Finding", "findings", "processor", "show"]
 
 _SAMPLE = 12_000  # bytes for the byte model
 _SMALL_SAMPLE = 4_000  # for the language model: some seconds on a slow machine
@@ -71,7 +71,7 @@ def _kernels() -> Iterator[Finding]:
     cores = count_threads(0)
     wanted = ("avx2", "avx512bw", "avx512vl", "avx512vnni", "dotprod")
     has = [name for name in wanted if dispatch.features().get(name)]
-    yield Finding("processor", f"{_processor()}, {cores} usable cores, {', '.join(has) or 'no vector features'}")
+    yield Finding("processor", f"{processor()}, {cores} usable cores, {', '.join(has) or 'no vector features'}")
     best = ""
     for name in dispatch.usable():
         if dispatch.self_test(dispatch.KERNELS[name]):
@@ -151,7 +151,7 @@ def _speeds() -> Iterator[Finding]:
     yield Finding("speed", f"levels {MIN_LEVEL} to {MAX_LEVEL}: see `nacz --help`, or measure with `nacz bench`")
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's name for people."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():

@@ -1,0 +1,228 @@
+"""`nacz bench`: what names stand for, the coders, the state, the reports, the picture.
+
+Run with `pytest tests/test_bench.py`. Measures small texts with the byte model and whatever peers are here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from cli_runner import Nacz
+
+from nacz import errors, levels
+from nacz.bench import coders, command, report, sources
+from nacz.bench import run as runs
+from nacz.bench.run import Row, Skipped
+
+TEXT = b"The quick brown fox jumps over the lazy dog. " * 60
+
+
+@pytest.fixture
+def corpora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "corpora"
+    (folder / "wiki").mkdir(parents=True)
+    (folder / "wiki" / "enwik8.first3000").write_bytes(TEXT)
+    (folder / "small").mkdir()
+    (folder / "small" / "b").write_bytes(b"bb")
+    (folder / "small" / "a.txt").write_bytes(b"a")
+    (folder / "small" / "empty").touch()
+    (folder / "odd:name:1").write_bytes(b"odd")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NACZ_CORPORA", str(folder))
+    return folder
+
+
+# -- sources ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_names_stand_for(corpora: Path) -> None:
+    def found(*names: str) -> list[tuple[str, bytes, str]]:
+        return [(source.label, source.data, source.seen) for source in sources.find_sources(names)]
+
+    size = f"{len(TEXT):,}"
+    assert found("enwik8") == [(f"enwik8 [0, {size})", TEXT, "seen")]
+    assert found("enwik8:10:20") == [("enwik8 [10, 30)", TEXT[10:30], "seen")]
+    assert found("small") == [("a.txt", b"a", "unknown"), ("b", b"bb", "unknown")]
+    assert found(str(corpora / "odd:name:1")) == [("odd:name:1", b"odd", "unknown")]
+    (corpora / "enwik9").write_bytes(b"not it")
+    assert found("enwik9")[0][0] == "a file called enwik9, which is not enwik9"
+    (source,) = sources.find_sources(["b"])
+    assert source.sha256 == hashlib.sha256(b"bb").hexdigest()
+    assert sources.default_source().data
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("enwik9", "sha256 159b85351e5f76e60cbe32e04c677847a9ecba3adc79addab6f4c6c7aa3744bc"),
+        ("nothing-of-the-kind", "no such file, folder or corpus"),
+        ("enwik8:2690:11", "no slice of 11 bytes at 2,690"),
+        ("enwik8:0:0", "at least one byte"),
+        ("../corpora/../x", "no such file"),
+    ],
+)
+def test_what_is_not_there(corpora: Path, name: str, words: str) -> None:
+    with pytest.raises(errors.UsageError, match=words):
+        list(sources.find_sources([name]))
+
+
+# -- coders -----------------------------------------------------------------------------------------------------------
+
+
+def test_peers_are_read() -> None:
+    assert coders.parse_peers("none") == []
+    assert [coder.name for coder in coders.parse_peers("all")] == list(coders.PEERS)
+    assert [coder.label for coder in coders.parse_peers("zstd:3,zstd, xz")] == ["zstd -3", "zstd -19", "xz -9e"]
+    for text in ("rar", "gzip:10", "zstd:fast", ""):
+        with pytest.raises(errors.UsageError):
+            coders.parse_peers(text)
+
+
+@pytest.mark.parametrize("name", coders.PEERS)
+def test_every_peer_brings_back_what_it_took(name: str) -> None:
+    peer = coders.PEERS[name]
+    for setting in {peer.default, peer.settings[0], peer.settings[-1]}:
+        try:
+            compress, decompress = coders.Coder(name, setting).functions(1)
+        except coders.Missing as error:
+            pytest.skip(str(error))
+        for data in (b"", b"x", TEXT, bytes(range(256)) * 20):
+            assert decompress(compress(data)) == data
+        assert coders.Coder(name, setting).version()
+
+
+@pytest.mark.parametrize("name", ["zstd", "brotli"])
+def test_programs_stand_in_for_packages(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coders, "_has", lambda module: False)
+    try:
+        compress, decompress = coders.Coder(name, coders.PEERS[name].settings[-1]).functions(1)
+    except coders.Missing as error:
+        pytest.skip(str(error))
+    assert decompress(compress(TEXT)) == TEXT
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(coders.Missing, match="nacz\\[bench\\]"):
+        coders.Coder(name, "5").functions(1)
+
+
+def test_levels_are_read() -> None:
+    assert command.parse_levels("1-3,9,3") == [1, 2, 3, 9]
+    assert command.parse_levels("none") == []
+    for text in ("0", "10", "x", "1-", "-3", "3-1", ""):
+        with pytest.raises(errors.UsageError):
+            command.parse_levels(text)
+
+
+# -- running ----------------------------------------------------------------------------------------------------------
+
+
+def test_measuring_and_going_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = sources.Source("text", TEXT, hashlib.sha256(TEXT).hexdigest(), "unknown")
+    state = tmp_path / "state"
+    some = [coders.Coder("gzip", "9"), coders.Coder("bzip2", "1")]
+    first = list(runs.measure([source], some[:1], threads=1, state=state))
+    (row,) = first
+    assert isinstance(row, Row)
+    assert row.plain_size == len(TEXT) and 0 < row.archive_size < 300
+    assert row.bits_per_byte == 8 * row.archive_size / len(TEXT)
+    assert row.compress_seconds > 0 and row.decompress_seconds > 0 and row.start > 0
+    assert row.memory is None or 5e6 < row.memory < 200e6
+    with state.open("a") as file:
+        file.write('{"text": "cut off')
+        file.write("\n[]\n")
+    asked: list[str] = []
+    both = list(runs.measure([source], some, threads=1, state=state, announce=asked.append))
+    assert both[0] == row and asked == ["text: bzip2 -1"]
+    assert len(list(runs._read(state))) == 2
+    monkeypatch.setenv("PATH", "")
+    assert list(runs.measure([source], [coders.Coder("zpaq", "5")], threads=1)) == [
+        Skipped("zpaq -5", "needs the program zpaq on PATH")
+    ]
+
+
+def test_what_decodes_to_something_else_counts_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = sources.Source("text", TEXT, "0" * 64, "unknown")
+    with pytest.raises(errors.InternalError, match="decoded text to other bytes"):
+        list(runs.measure([source], [coders.Coder("gzip", "1")], threads=1))
+
+
+def test_bench_as_people_call_it(corpora: Path, run: Nacz, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NACZ_CORPORA", str(corpora))
+    assert run("bench", "enwik8:0:2000", "--levels", "1", "--peers", "gzip,xz:6", "--json", "b.json", "-T1",
+               "--html", "b.html", "--markdown", "b.md") == 0  # fmt: skip
+    lines = run.out.decode().splitlines()
+    assert lines[0].startswith("- Weights are not counted"), "caveats first"
+    assert [line.split()[:2] for line in lines[-3:]] == [["nacz", "-1"], ["gzip", "-9"], ["xz", "-6"]]
+    found = json.loads(Path("b.json").read_text())
+    assert [row["coder"] for row in found["rows"]] == ["nacz", "gzip", "xz"]
+    assert found["command"] == (
+        "nacz bench enwik8:0:2000 --levels 1 --peers gzip,xz:6 --json b.json -T1 --html b.html --markdown b.md"
+    )
+    assert all(row["text"] == "enwik8 [0, 2,000)" and row["seen"] == "seen" for row in found["rows"])
+    page, table = Path("b.html").read_text(), Path("b.md").read_text()
+    assert "http://" not in page and "https://" not in page and "<th scope=\"row\">nacz -1</th>" in page
+    assert "| nacz -1 |" in table and found["command"] in table and "the model has seen it" in table
+    assert run("bench", "small", "--levels", "none", "--peers", "gzip", "--json", "-", "-q") == 0
+    assert run.err == "" and len(json.loads(run.out)["rows"]) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nowhere"], ["--levels", "0"], ["--peers", "arj"], ["--ablate", "x", "--levels", "6"]], ids=" ".join
+)
+def test_bench_refuses(run: Nacz, arguments: list[str]) -> None:
+    from dataclasses import fields
+
+    from nacz import CodecOptions
+
+    if "--ablate" in arguments and "ensemble" in {field.name for field in fields(CodecOptions)}:
+        pytest.skip("there is an ensemble to take apart")
+    assert run("bench", *arguments) == 1
+    assert run.err.count("\n") == 1 and run.out == b""
+
+
+# -- showing ----------------------------------------------------------------------------------------------------------
+
+
+def some_rows() -> list[Row | Skipped]:
+    def row(coder: str, setting: str, size: int, seconds: float) -> Row:
+        return Row(
+            "text <b>", "0" * 64, "unseen", coder, setting, {}, "1", 2, 10_000, size, seconds, seconds, seconds / 9,
+            seconds, 0.1, 50_000_000, "a machine", "abc",
+        )  # fmt: skip
+
+    rows: list[Row | Skipped] = [row("nacz", str(n), 4000 - 300 * n, 10.0**n / 1e6) for n in range(1, 10)]
+    return [*rows, row("gzip", "9", 4100, 1e-5), row("zpaq", "5", 2500, 0.1), Skipped("brotli -11", "needs <it>")]
+
+
+def test_reports() -> None:
+    rows = some_rows()
+    assert report.text_row(rows[-1]) == "brotli -11             skipped: needs <it>"
+    table = report.markdown(rows, "nacz bench x")
+    assert "| nacz -9 | **1,300** | **1.040** |" in table and "Skipped: brotli -11: needs <it>." in table
+    page = report.html_page(rows, "nacz bench x", b"\x89PNG")
+    assert "text &lt;b&gt;" in page and "needs &lt;it&gt;" in page and "data:image/png;base64,iVBORw==" in page
+
+
+def test_the_picture() -> None:
+    pytest.importorskip("matplotlib")
+    from nacz.bench.plot import png
+
+    assert png([row for row in some_rows() if isinstance(row, Row)]).startswith(b"\x89PNG")
+    with pytest.raises(errors.UsageError):
+        png([])
+
+
+def test_no_picture_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nacz.bench import plot
+
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(errors.UsageError, match="nacz\\[bench\\]"):
+        plot.png([row for row in some_rows() if isinstance(row, Row)])
+
+
+def test_the_table_of_levels_has_all_levels() -> None:
+    assert list(levels.LEVELS) == list(range(1, 10))
+    assert all(levels.seconds(level, 10**6, 2) > 0 for level in levels.LEVELS)
