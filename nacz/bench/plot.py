@@ -81,6 +81,7 @@ def _name_points(panel: Any, rows: Sequence[Row], direction: str) -> None:
     """Write a name beside each point, where it covers least of the others; one name for points in a heap."""
     unit = panel.figure.dpi / 72  # pixels in a typographic point
     spots = [(row, panel.transData.transform((_rate(row, direction), row.bits_per_byte)) / unit) for row in rows]
+    frame = tuple(panel.bbox.extents / unit)
     taken = [(x - 4, y - 4, x + 4, y + 4) for _, (x, y) in spots]
     heaps: list[list[tuple[Row, Any]]] = []
     for row, spot in spots:
@@ -96,7 +97,8 @@ def _name_points(panel: Any, rows: Sequence[Row], direction: str) -> None:
         offsets = [(7, -3), (-width - 7, -3), (5, 6), (5, -13), (-width - 5, 6), (-width - 5, -13)]
         offsets += [(-width / 2, 8), (-width / 2, -16), (12, 14), (12, -22), (-width - 12, 14), (-width - 12, -22)]
         boxes = [(x + u, y + v, x + u + width, y + v + height) for u, v in offsets]
-        best = min(range(len(boxes)), key=lambda i: (sum(_overlap(boxes[i], other) for other in taken), i))  # noqa: B023
+        covered = [sum(_overlap(box, other) for other in taken) - _overlap(box, frame) for box in boxes]
+        best = covered.index(min(covered))
         taken.append(boxes[best])
         panel.annotate(
             name, (_rate(row, direction), row.bits_per_byte), offsets[best], textcoords="offset points",
