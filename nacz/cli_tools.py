@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from nacz.cli_options import FILES, JSON, THREADS, complete_file, names_or_stdin, together
+from nacz.cli_options import FILES, JSON, MODEL, TALK, THREADS, complete_file, names_or_stdin, together
 
 __all__ = ["TOOLS"]
 
@@ -64,6 +64,23 @@ def bench(files: Sequence[str], **arguments: Any) -> int:
     )  # fmt: skip
 
 
+@click.command(short_help="Show what each token costs.")
+@click.argument("file", shell_complete=complete_file)
+@click.option("--html", "output", metavar="OUT", shell_complete=complete_file, help="Write a page, `-` for stdout.")
+@click.option("-f", "--force", is_flag=True, help="Overwrite OUT.")
+@MODEL
+@THREADS
+@TALK
+def explain(file: str, quiet: bool, no_progress: bool, verbose: int, **arguments: Any) -> int:
+    """Show what each token of a text costs in bits, and what the language model expected in its place.
+
+    With --html as a page of its own that needs no network; without it the most expensive passages.
+    """
+    from nacz.explain import command
+
+    return command.explain_file(file, quiet=quiet or no_progress, **arguments)
+
+
 @click.command(short_help="Check this machine.")
 @click.option("--no-speed", is_flag=True, help="Leave out the round trips that estimate the speed.")
 @JSON
@@ -105,4 +122,4 @@ def man() -> int:
     return 0
 
 
-TOOLS: tuple[click.Command, ...] = (info, bench, doctor, completion, man)
+TOOLS: tuple[click.Command, ...] = (info, bench, explain, doctor, completion, man)

@@ -1,0 +1,86 @@
+"""One self-contained HTML page of costs: it loads nothing, works without a network, and draws only what is looked at.
+
+Columns are embedded as Base64 of little-endian arrays, so that a text of 1 MB stays a page of some 10 MB. Knows costs
+and the template page.html; does not know how costs come about.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nacz.explain.costs import Costs
+from nacz.explain.passages import curve, passages, readable
+
+__all__ = ["page"]
+
+_SHORT = 120  # characters of a passage that are shown in its table
+
+
+def page(costs: Costs, title: str, about: str) -> str:
+    """Return the page. `title`: the name of the text; `about`: a line on model and date."""
+    template = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
+    ends = np.cumsum(costs.lengths, dtype=np.int64)
+    shown = [readable(costs.data[end - n : end]) for end, n in zip(ends.tolist(), costs.lengths.tolist(), strict=True)]
+    # JavaScript counts a character beyond the first plane twice.
+    sizes = np.array([len(s) + sum(c > "\uffff" for c in s) for s in shown], np.uint16)
+    tokens = sorted(costs.words)
+    place = {token: index for index, token in enumerate(tokens)}
+    alternatives = np.array([place[token] for token in costs.alternatives.reshape(-1).tolist()], np.uint32)
+    total = float(np.sum(costs.bits, dtype=np.float64))
+    data = {
+        "title": title,
+        "bytes": len(costs.data),
+        "total": round(total, 1),
+        "text": "".join(shown),
+        "sizes": _column(sizes, np.uint16),
+        "lengths": _column(costs.lengths, np.uint16),
+        "bits": _column(np.rint(costs.bits * 1000.0), np.uint32),
+        "alternatives": _column(alternatives, np.uint32 if len(tokens) > 0xFFFF else np.uint16),
+        "wide": len(tokens) > 0xFFFF,
+        "chances": _column(np.minimum(np.rint(costs.chances.reshape(-1) * 65536.0), 65535), np.uint16),
+        "count": int(costs.alternatives.shape[1]),
+        "words": [readable(costs.words[token]) for token in tokens],
+        "predictors": {
+            name: _column(np.rint(bits * 1000.0), np.uint32) for name, bits in costs.predictors.items()
+        },
+        "curves": {name: [round(v, 3) for v in curve(costs, bits)] for name, bits in _curves(costs).items()},
+        "passages": [
+            {
+                "unit": p.unit,
+                "units": p.units,
+                "start": p.start,
+                "bits": round(p.bits, 1),
+                "bpb": round(p.bits / max(p.size, 1), 2),
+                "text": readable(costs.data[p.start : p.start + p.size])[:_SHORT],
+            }
+            for p in passages(costs)
+        ],
+    }
+    # "</script>" inside of a string would end the element.
+    embedded = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
+    words = {
+        "TITLE": html.escape(title),
+        "ABOUT": html.escape(about),
+        "SUMMARY": html.escape(
+            f"{len(costs.data):,} bytes cost {total / 8:,.0f} bytes: {costs.bits_per_byte:.3f} bits per byte, "
+            f"{costs.bits.size:,} tokens"
+        ),
+        "DATA": embedded,
+    }
+    return re.sub(r"{{([A-Z]+)}}", lambda found: words[found[1]], template)
+
+
+def _curves(costs: Costs) -> dict[str, Any]:
+    """All together, and each predictor if there are several."""
+    return {"all": costs.bits} | (costs.predictors if len(costs.predictors) > 1 else {})
+
+
+def _column(values: Any, dtype: Any) -> str:
+    return base64.b64encode(np.asarray(values).astype(np.dtype(dtype).newbyteorder("<")).tobytes()).decode("ascii")
