@@ -26,3 +26,7 @@ def text(tmp_path: Path) -> Path:
     path = tmp_path / "text"
     path.write_bytes(TEXT)
     return path
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rewrite", action="store_true", help="write down what transcripts show now")
