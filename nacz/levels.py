@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from nacz.segment_coder import LAST_LEVEL_WITHOUT_WEIGHTS
 
-__all__ = ["LEVELS", "MACHINE", "TEXT", "TEXT_IN_WORDS", "Level", "seconds", "table"]
+__all__ = ["LEVELS", "MACHINE", "TEXT", "TEXT_IN_WORDS", "Level", "markdown", "seconds", "table"]
 
 TEXT = "peps-2026.first300000.txt:0:50000"
 TEXT_IN_WORDS = "50,000 bytes of English that the model has not seen"
@@ -59,6 +59,17 @@ def table() -> list[str]:
             f"{row.memory:>4} MB"
         )
     return lines
+
+
+def markdown() -> str:
+    """Return the same table for the documents; scripts/levels writes it there."""
+    out = ["| level | predictor | bpb | compress, per CPU second | decompress, per CPU second | memory |"]
+    out.append("|---|---|---:|---:|---:|---:|")
+    for number, row in LEVELS.items():
+        predictor = "byte model" if number <= LAST_LEVEL_WITHOUT_WEIGHTS else "language model"
+        rates = f"{_rate(row.compress)} | {_rate(row.decompress)}"
+        out.append(f"| {number} | {predictor} | {row.bpb:.3f} | {rates} | {row.memory} MB |")
+    return "\n".join(out) + f"\n\nOn {TEXT_IN_WORDS} (`{TEXT}`); {MACHINE}.\n"
 
 
 def _rate(rate: float) -> str:
