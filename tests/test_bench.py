@@ -200,7 +200,8 @@ def some_rows() -> list[Row | Skipped]:
 def test_reports() -> None:
     rows = some_rows()
     assert report.text_row(rows[-1]) == "brotli -11             skipped: needs <it>"
-    table = report.markdown(rows, "nacz bench x")
+    table = report.markdown(rows, "nacz bench x", "docs/x.png")
+    assert "](docs/x.png)" in table and table.startswith("# Benchmarks\n")
     assert "| nacz -9 | **1,300** | **1.040** |" in table and "Skipped: brotli -11: needs <it>." in table
     page = report.html_page(rows, "nacz bench x", b"\x89PNG")
     assert "text &lt;b&gt;" in page and "needs &lt;it&gt;" in page and "data:image/png;base64,iVBORw==" in page

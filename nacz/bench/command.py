@@ -6,6 +6,7 @@ Knows arguments, files and standard streams; does not know how anything is measu
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -127,7 +128,9 @@ def _write(rows: Sequence[Row | Skipped], outputs: dict[str, str], command: str)
     if "json" in outputs:
         documents["json"] = (json.dumps(report.as_object(rows, command), indent=2) + "\n").encode()
     if "markdown" in outputs:
-        documents["markdown"] = report.markdown(rows, command).encode()
+        beside = os.path.dirname(outputs["markdown"]) or "."
+        link = os.path.relpath(outputs["png"], beside).replace(os.sep, "/") if "png" in outputs else None
+        documents["markdown"] = report.markdown(rows, command, link).encode()
     if "html" in outputs:
         documents["html"] = report.html_page(rows, command, picture).encode()
     if "png" in outputs and picture is not None:

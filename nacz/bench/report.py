@@ -53,14 +53,20 @@ def text_row(row: Row | Skipped) -> str:
     return _COLUMNS.format(row.label, *_cells(row)[:-1])
 
 
-def markdown(rows: Sequence[Row | Skipped], command: str) -> str:
-    """A document with the caveats first, then a table for each source, and how to make it again."""
+def markdown(rows: Sequence[Row | Skipped], command: str, picture: str | None = None) -> str:
+    """A document with the caveats first, then a table for each source, and how to make it again.
+
+    `picture`: where a PNG lies, seen from the document.
+    """
     measured = [row for row in rows if isinstance(row, Row)]
     out = [
+        "# Benchmarks", "",
         f"Measured {time.strftime('%Y-%m-%d')} at commit {commit() or 'unknown'} (nacz {__version__}) on {machine()}.",
         "The one command that made this page:", "", "```sh", command, "```", "",
     ]  # fmt: skip
     out += [f"- {line}" for line in caveats(measured)]
+    if picture is not None:
+        out += ["", f"![Bits per byte against speed; the tables have the same figures]({picture})"]
     for label, some in _by_source(measured).items():
         out += ["", f"## {label}, {some[0].plain_size:,} bytes ({_seen(some[0])})", ""]
         out += ["| | " + " | ".join(_HEAD[:-1]) + " |", "|---|" + "---:|" * (len(_HEAD) - 1)]
