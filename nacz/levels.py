@@ -14,7 +14,7 @@ __all__ = ["LEVELS", "MACHINE", "TEXT", "TEXT_IN_WORDS", "Level", "markdown", "s
 
 TEXT = "peps-2026.first300000.txt:0:50000"
 TEXT_IN_WORDS = "50,000 bytes of English that the model has not seen"
-MACHINE = "two cores of an AMD EPYC, no GPU, 2026-11-22"
+MACHINE = "2 cores of an AMD EPYC, 2026-11-22, commit d1002f8"
 
 
 class Level(NamedTuple):
@@ -27,15 +27,15 @@ class Level(NamedTuple):
 
 
 LEVELS = {
-    1: Level(2.30, 1000, 1000, 200),
-    2: Level(2.20, 500, 500, 200),
-    3: Level(2.10, 85, 85, 250),
-    4: Level(1.00, 4.7, 1.1, 430),
-    5: Level(0.98, 4.7, 1.1, 430),
-    6: Level(0.96, 4.7, 1.1, 430),
-    7: Level(0.94, 4.7, 1.1, 430),
-    8: Level(0.93, 4.7, 1.1, 430),
-    9: Level(0.92, 4.7, 1.1, 430),
+    1: Level(1.897, 539, 772, 220),
+    2: Level(1.807, 272, 261, 240),
+    3: Level(1.689, 40, 40, 390),
+    4: Level(1.007, 6.7, 1.3, 500),
+    5: Level(0.940, 5.9, 0.72, 440),
+    6: Level(0.915, 4.6, 0.68, 460),
+    7: Level(0.903, 4.7, 0.66, 430),
+    8: Level(0.892, 3.4, 0.62, 450),
+    9: Level(0.888, 2.4, 0.5, 500),
 }
 _START = 1.5  # seconds before the language model says its first word
 
@@ -73,4 +73,5 @@ def markdown() -> str:
 
 
 def _rate(rate: float) -> str:
-    return f"{rate:.0f} KB/s" if rate >= 10 else f"{rate:.1f} KB/s"
+    digits = 0 if rate >= 10 else 1 if rate >= 1 else 2
+    return f"{rate:.{digits}f} KB/s"

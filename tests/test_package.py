@@ -25,3 +25,10 @@ def test_built_installed_and_used(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert {"".join(path.suffixes[-2:])[-4:] for path in tmp_path.iterdir()} == {".whl", "r.gz"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("ruff") is None or shutil.which("mypy") is None, reason="needs ruff and mypy")
+def test_style_and_types() -> None:
+    done = subprocess.run([str(ROOT / "scripts" / "check")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

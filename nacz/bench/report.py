@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import html
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from typing import Any
 
 from nacz._version import __version__
 from nacz.bench.run import Row, Skipped, commit, machine
+from nacz.segments import count_threads
 from nacz.terminal import format_size
 from nacz.weights.fetch import known_models
 
@@ -36,6 +38,12 @@ def caveats(rows: Sequence[Row] = (), threads: int = 0) -> list[str]:
         "KB/s and CPU seconds are of the coding alone; start is what comes before. nacz uses"
         f" {threads} threads, the peers one; everything was decoded and compared.",
     ]
+    busy, cores = _load(), count_threads(0)
+    if rows and busy > 1.5 * cores:
+        said.append(
+            f"The machine had other work (load {busy:.1f} on {cores} cores when this was written): wall-clock speeds are"
+            " too low, CPU seconds are nearer to the truth."
+        )
     if any(row.plain_size < 1_000_000 for row in rows):
         said.append("Below 1 MB the peers have had little to learn from; a pretrained model gains most there.")
     return said
@@ -121,6 +129,11 @@ def as_object(rows: Sequence[Row | Skipped], command: str) -> dict[str, Any]:
         "rows": [asdict(row) | {"bits_per_byte": row.bits_per_byte} for row in measured],
         "skipped": [asdict(row) for row in rows if isinstance(row, Skipped)],
     }
+
+
+def _load() -> float:
+    """How many processes wanted to run in the last five minutes; 0 where the system does not tell."""
+    return os.getloadavg()[1] if hasattr(os, "getloadavg") else 0.0
 
 
 def _cells(row: Row) -> list[str]:
