@@ -41,8 +41,8 @@ def caveats(rows: Sequence[Row] = (), threads: int = 0) -> list[str]:
     busy, cores = _load(), count_threads(0)
     if rows and busy > 1.5 * cores:
         said.append(
-            f"The machine had other work (load {busy:.1f} on {cores} cores when this was written): wall-clock speeds are"
-            " too low, CPU seconds are nearer to the truth."
+            f"The machine had other work (load {busy:.1f} on {cores} cores when this was written): wall-clock speeds"
+            " are too low, CPU seconds are nearer to the truth."
         )
     if any(row.plain_size < 1_000_000 for row in rows):
         said.append("Below 1 MB the peers have had little to learn from; a pretrained model gains most there.")
