@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from nacz.segment_coder import LAST_LEVEL_WITHOUT_WEIGHTS
+__all__ = [
+    "LAST_LEVEL_WITHOUT_WEIGHTS", "LEVELS", "MACHINE", "TEXT", "TEXT_IN_WORDS", "Level", "markdown", "seconds", "table",
+]  # fmt: skip
 
-__all__ = ["LEVELS", "MACHINE", "TEXT", "TEXT_IN_WORDS", "Level", "markdown", "seconds", "table"]
+LAST_LEVEL_WITHOUT_WEIGHTS = 3
 
 TEXT = "peps-2026.first300000.txt:0:50000"
 TEXT_IN_WORDS = "50,000 bytes of English that the model has not seen"

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from nacz.errors import CorruptDataError, UnsupportedVersionError, UsageError
 from nacz.formats.records import ModelIdentity
+from nacz.levels import LAST_LEVEL_WITHOUT_WEIGHTS
 from nacz.weights.pinned import DIGESTS
 
 STORED = 0
@@ -24,13 +25,13 @@ LANGUAGE_MODEL = 2
 DEFAULT_LEVEL = COMPRESSION_LEVEL_DEFAULT = 6
 MIN_LEVEL = 1
 MAX_LEVEL = 9
-LAST_LEVEL_WITHOUT_WEIGHTS = 3
 
 __all__ = [
     "BYTE_MODEL",
     "COMPRESSION_LEVEL_DEFAULT",
     "DEFAULT_LEVEL",
     "LANGUAGE_MODEL",
+    "LAST_LEVEL_WITHOUT_WEIGHTS",
     "MAX_LEVEL",
     "MIN_LEVEL",
     "STORED",
