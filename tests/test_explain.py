@@ -109,6 +109,19 @@ def test_no_text(model: store.LoadedModel) -> None:
     assert "</html>" in page(nothing, "empty", "x")
 
 
+def test_the_byte_model_beside_it() -> None:
+    from nacz.explain.context import byte_model_bits
+    from nacz.predictors import bytemodel
+
+    lengths = np.array([1, 7, 30] * 20, np.int32)
+    lengths = lengths[np.cumsum(lengths) <= len(TEXT)]
+    lengths = np.append(lengths, np.int32(len(TEXT) - lengths.sum())).astype(np.int32)
+    bits = byte_model_bits(TEXT, lengths, level=1)
+    assert bits.size == lengths.size and (bits >= 0).all()
+    assert abs(float(bits.sum()) / 8 - len(bytemodel.compress(TEXT, 1))) < 4
+    assert byte_model_bits(b"", np.zeros(0, np.int32)).size == 0
+
+
 # -- passages ---------------------------------------------------------------------------------------------------------
 
 
@@ -121,7 +134,7 @@ def made(n: int, *, several: bool = False) -> Costs:
     bits = rng.exponential(2.0, n).astype(np.float32)
     chances = np.sort(rng.dirichlet(np.ones(6), n)[:, :5].astype(np.float32))[:, ::-1]
     alternatives = np.stack([(which + k) % len(words) for k in range(5)], axis=1).astype(np.int32)
-    predictors = {"language model": bits} | ({"match": bits[::-1].copy()} if several else {})
+    predictors = {"language model": bits.copy(), "match": bits[::-1].copy()} if several else {"language model": bits}
     lengths = np.array([len(words[i]) for i in which], np.int32)
     return Costs(data, lengths, bits, alternatives, chances, dict(enumerate(words)), predictors)
 
@@ -161,7 +174,8 @@ def test_explain_as_people_call_it(run: Nacz, tmp_path: Path) -> None:
     assert run("explain", "text", "--model", weights) == 0
     assert re.match(rf"text: {len(TEXT):,} bytes cost [\d,]+ bytes, [\d.]+ bits per byte\n", run.out.decode())
     assert run("explain", "text", "--model", weights, "--html", "out.html") == 0
-    assert "</html>" in (tmp_path / "out.html").read_text(encoding="utf-8")
+    made_page = (tmp_path / "out.html").read_text(encoding="utf-8")
+    assert "</html>" in made_page and '"byte model"' in made_page
     assert run("explain", "text", "--model", weights, "--html", "out.html") == 1
     assert "already exists" in run.err
     assert run("explain", "-", "--model", weights, "--html", "-", stdin=TEXT) == 0

@@ -33,6 +33,7 @@ def explain_file(
         data = standard_stream("stdin").read()
     else:
         data = Path(name).read_bytes()
+    from nacz.explain.context import byte_model_bits
     from nacz.explain.costs import explain
     from nacz.explain.page import page
     from nacz.explain.passages import passages, readable
@@ -50,6 +51,8 @@ def explain_file(
             line.update(Progress("explain", len(data) * done // total, len(data), 0, done))
 
         costs = explain(data, weights, threads=threads, report=report)
+    if output is not None:
+        costs.predictors["byte model"] = byte_model_bits(data, costs.lengths)
     shown = "stdin" if name == "-" else os.path.basename(name)
     if output is not None:
         about = f"nacz {__version__}, model {weights.name or model}, {time.strftime('%Y-%m-%d')}"

@@ -50,6 +50,7 @@ def page(costs: Costs, title: str, about: str) -> str:
         "predictors": {
             name: _column(np.rint(bits * 1000.0), np.uint32) for name, bits in costs.predictors.items()
         },
+        "mixed": _is_mixed(costs),
         "curves": {name: [round(v, 3) for v in curve(costs, bits)] for name, bits in _curves(costs).items()},
         "passages": [
             {
@@ -77,9 +78,14 @@ def page(costs: Costs, title: str, about: str) -> str:
     return re.sub(r"{{([A-Z]+)}}", lambda found: words[found[1]], template)
 
 
+def _is_mixed(costs: Costs) -> bool:
+    """Tell whether what was paid is a mixture, and not what one of the predictors alone pays."""
+    return not any(bits is costs.bits for bits in costs.predictors.values())
+
+
 def _curves(costs: Costs) -> dict[str, Any]:
-    """All together, and each predictor if there are several."""
-    return {"all": costs.bits} | (costs.predictors if len(costs.predictors) > 1 else {})
+    """What was paid, and what each predictor would have."""
+    return ({"all together": costs.bits} if _is_mixed(costs) or not costs.predictors else {}) | costs.predictors
 
 
 def _column(values: Any, dtype: Any) -> str:
