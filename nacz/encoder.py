@@ -10,10 +10,12 @@ from typing import Protocol
 
 import xxhash
 
-from nacz.formats.records import MemberHeader, ModelIdentity, SegmentHeader
+from nacz.choosing import SegmentEncoder
+from nacz.cutting import Cutter
+from nacz.formats.records import MemberHeader, SegmentHeader
 from nacz.formats.writer import MemberWriter, Writer
-from nacz.segment_coder import STORED, CodecOptions, SegmentCoder, as_recorded, make_coder
-from nacz.segments import Cutter, Meter, count_threads, encode_segment, segment_size
+from nacz.segment_coder import CodecOptions
+from nacz.segments import Meter, count_threads
 
 __all__ = ["Earlier", "MemberEncoder"]
 
@@ -56,16 +58,13 @@ class MemberEncoder:
         earlier: Earlier | None = None,
     ) -> None:
         self._writer = writer
-        self._options = options
-        self._threads = count_threads(threads)
+        self._coder = SegmentEncoder(options, count_threads(threads))
         self._meter = Meter("compress", None, None) if meter is None else meter
         self._extras = extras
         self._verify = verify
         self._earlier = earlier
         self._plain_hash = xxhash.xxh3_64()
-        self._coder: SegmentCoder | None = None
         self._cutter: Cutter | None = None
-        self._models: tuple[ModelIdentity, ...] = ()
         self._member: MemberWriter | None = None
 
     @property
@@ -74,16 +73,11 @@ class MemberEncoder:
         return self._member.size if self._member is not None else 0
 
     def write(self, data: bytes | memoryview) -> None:
-        """Take some plain bytes. Raises UsageError and ModelError when the first ones make the predictor ready."""
+        """Take some plain bytes. Raises UsageError at the first ones, ModelError when some need a model."""
         if not len(data):
             return
         if self._cutter is None:
-            # Not before there is something to predict: for an empty input no model is loaded.
-            coder = make_coder(self._options.predictor, self._options)
-            identity = coder.model_identity(self._meter.model()) if coder.needs_model else None
-            self._models = () if identity is None else (as_recorded(identity),)
-            self._cutter = Cutter(segment_size(coder, self._options))
-            self._coder = coder
+            self._cutter = Cutter(*self._coder.sizes)
         for segment, is_only in self._cutter.feed(data):
             self._encode(segment, is_only)
 
@@ -105,22 +99,20 @@ class MemberEncoder:
         self._member.finish(self._plain_hash.intdigest())
 
     def _encode(self, data: bytes, is_only: bool) -> None:
-        assert self._coder is not None
         self._plain_hash.update(data)
         found = self._from_earlier(data, is_only)
         if found is not None:
             self._count(data, found, None, is_only)
             return
-        header, payload = encode_segment(
-            self._coder, data, self._options, self._threads, self._meter.inside(), self._verify
-        )
+        header, payload = self._coder.encode(data, self._meter.inside(), self._meter.model(), self._verify)
         if self._member is None:
             self._member = MemberWriter(self._writer, self._header(header, is_only))
         self._count(data, header, payload, is_only)
 
     def _header(self, first: SegmentHeader, is_only: bool) -> MemberHeader:
-        # An archive that holds nothing but one stored segment needs no model.
-        return MemberHeader(() if is_only and first.model == 0 else self._models, self._extras)
+        # An archive that holds nothing but one segment without a model needs none.
+        identity = None if is_only and first.model == 0 else self._coder.identity(self._meter.model())
+        return MemberHeader(() if identity is None else (identity,), self._extras)
 
     def _from_earlier(self, data: bytes, is_only: bool) -> SegmentHeader | None:
         if self._earlier is None:
@@ -132,7 +124,7 @@ class MemberEncoder:
                 self._member = MemberWriter(self._writer, header, written=True)
             else:
                 found = None
-        if found is not None and self._verify and not self._decodes(*found, data):
+        if found is not None and self._verify and not self._coder.decodes(*found, data):
             found = None
         if found is None:
             self._earlier.drop()
@@ -142,12 +134,6 @@ class MemberEncoder:
             return None
         self._earlier.accept()
         return found[0]
-
-    def _decodes(self, header: SegmentHeader, payload: bytes, data: bytes) -> bool:
-        if header.predictor == STORED:
-            return payload == data
-        assert self._coder is not None
-        return self._coder.decode(header.params, payload, len(data), threads=self._threads, progress=None) == data
 
     def _count(self, data: bytes, header: SegmentHeader, payload: bytes | None, is_only: bool) -> None:
         assert self._member is not None

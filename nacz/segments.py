@@ -1,4 +1,4 @@
-"""From plain bytes to segments and back: the cutting, the checks around a predictor, and what is reported meanwhile.
+"""From segments back to plain bytes: the checks around a predictor, and what is reported meanwhile.
 
 Knows segments, checksums, memory limits and which model a segment names; does not know how predictors work, the order
 of records, nor where bytes come from.
@@ -7,16 +7,14 @@ of records, nor where bytes come from.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 
 import xxhash
 
-from nacz.errors import CorruptDataError, InternalError, LimitError, ModelMismatchError, ModelMissingError, UsageError
-from nacz.formats.records import MAX_SEGMENT_PLAIN, ModelIdentity, SegmentHeader
+from nacz.errors import CorruptDataError, LimitError, ModelMismatchError, ModelMissingError, UsageError
+from nacz.formats.records import ModelIdentity, SegmentHeader
 from nacz.progress import Progress, ProgressCallback
 from nacz.segment_coder import (
-    STORED,
     CodecOptions,
     ModelProgress,
     SegmentCoder,
@@ -27,7 +25,7 @@ from nacz.segment_coder import (
     predictor_name,
 )
 
-__all__ = ["Cutter", "Meter", "SegmentDecoder", "count_threads", "describe_model", "encode_segment", "segment_size"]
+__all__ = ["Meter", "SegmentDecoder", "count_threads", "describe_model"]
 
 
 class Meter:
@@ -81,75 +79,6 @@ def count_threads(asked: int) -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def segment_size(coder: SegmentCoder, options: CodecOptions) -> int:
-    """Return the plain bytes per segment. Raises UsageError."""
-    size = coder.default_segment_size if options.segment_size is None else options.segment_size
-    # A last segment may be half as large again, see Cutter.
-    limit = MAX_SEGMENT_PLAIN * 2 // 3
-    if not 1 <= size <= limit:
-        raise UsageError(f"segment size must be 1 to {limit}: {size}")
-    return size
-
-
-class Cutter:
-    """Cuts a stream into segments of `size` bytes. The last of several has between a half and one and a half of it, so
-    that no short rest has to be learned from nothing. Depends on the bytes only, not on how they arrive."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._buffer = bytearray()
-        self._is_first = True
-
-    def feed(self, data: bytes | memoryview) -> Iterator[tuple[bytes, bool]]:
-        """Take some more bytes and yield the segments that are certain: (bytes, whether it is the only one)."""
-        view = memoryview(data)
-        wanted = self._size + self._size // 2 + 1
-        at = 0
-        while at < len(view):
-            piece = view[at : at + wanted - len(self._buffer)]
-            self._buffer += piece
-            at += len(piece)
-            if len(self._buffer) == wanted:
-                self._is_first = False
-                segment = bytes(memoryview(self._buffer)[: self._size])
-                del self._buffer[: self._size]
-                yield segment, False
-
-    def rest(self, is_end: bool = True) -> Iterator[tuple[bytes, bool]]:
-        """Yield what is left, if anything; `is_end`: nothing more will come."""
-        if self._buffer:
-            segment, is_only = bytes(self._buffer), self._is_first and is_end
-            self._buffer.clear()
-            self._is_first = False
-            yield segment, is_only
-
-
-def encode_segment(
-    coder: SegmentCoder,
-    data: bytes,
-    options: CodecOptions,
-    threads: int,
-    progress: SegmentProgress | None,
-    verify: bool,
-) -> tuple[SegmentHeader, bytes]:
-    """Return header and payload of one segment. `verify` decodes it again and raises InternalError if it differs."""
-    params, payload = coder.encode(data, options=options, threads=threads, progress=progress)
-    predictor, model = coder.predictor_id, 1 if coder.needs_model else 0
-    if len(params) + len(payload) >= len(data):
-        predictor, model, params, payload = STORED, 0, b"", data
-    elif verify and coder.decode(params, payload, len(data), threads=threads, progress=None) != data:
-        raise InternalError("a segment does not decode to what was encoded; nothing was written of it")
-    header = SegmentHeader(
-        predictor=predictor,
-        model=model,
-        params=params,
-        plain_size=len(data),
-        payload_size=len(payload),
-        plain_hash=xxhash.xxh3_64_intdigest(data),
-    )
-    return header, payload
 
 
 class SegmentDecoder:

@@ -238,7 +238,7 @@ def test_a_signal_asks_how_far_it_is(folder: Path, name: str) -> None:
     if number is None:
         pytest.skip(f"no {name} here")
     child = subprocess.Popen(
-        [*FAKE, "compress", "text"], cwd=folder, env=environment(ORDER0_SLOW="1"), stderr=subprocess.PIPE
+        [*FAKE, "compress", "-1", "text"], cwd=folder, env=environment(ORDER0_SLOW="1"), stderr=subprocess.PIPE
     )
     assert child.stderr is not None
     deadline = time.monotonic() + 20

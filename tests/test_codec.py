@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import nacz
 from nacz import CodecOptions, Progress, segment_coder
+from nacz.cutting import Cutter
 from nacz.errors import (
     CorruptDataError,
     LimitError,
@@ -26,7 +27,6 @@ from nacz.errors import (
     UnsupportedVersionError,
     UsageError,
 )
-from nacz.segments import Cutter
 
 TEXT = b"It is a far, far better thing that I do, than I have ever done. " * 40
 

@@ -1,0 +1,125 @@
+"""From plain bytes to a segment by the predictor that makes it smallest, as far as the level's time allows to try.
+
+Knows predictors as things that code segments, and which of them is worth trying on what; does not know how they
+predict, the order of records, nor where bytes come from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import xxhash
+
+from nacz.errors import InternalError, UsageError
+from nacz.formats.records import MAX_SEGMENT_PLAIN, ModelIdentity, SegmentHeader
+from nacz.kinds import WINDOW, is_mostly_text
+from nacz.segment_coder import (
+    BYTE_MODEL,
+    LANGUAGE_MODEL,
+    STORED,
+    CodecOptions,
+    ModelProgress,
+    SegmentCoder,
+    SegmentProgress,
+    as_recorded,
+    make_coder,
+)
+
+__all__ = ["SegmentEncoder"]
+
+# The byte model's first level is a quick trial of its best one, which needs a tenth less room on text and up to half
+# less on tables.
+_QUICK = 1
+_BEST_OF_QUICK = 2
+# Where the quick trial leaves so little the language model, slower by two hundred times, has nothing to win.
+_ALMOST_NOTHING = 400
+
+
+class SegmentEncoder:
+    """Encodes segments of one member, with the predictors and the model that it has made ready.
+
+    The result is a function of data and options. `threads`: at least 1.
+    """
+
+    def __init__(self, options: CodecOptions, threads: int) -> None:
+        self._options = options
+        self._threads = threads
+        self._coders: dict[int, SegmentCoder] = {}
+        self._identity: ModelIdentity | None = None
+
+    @property
+    def sizes(self) -> tuple[int, int | None]:
+        """Plain bytes per segment: of any segment, and of one that is no text where that makes a difference. Raises
+        UsageError."""
+        asked = self._options.segment_size
+        size = self._coder(self._options.predictor).default_segment_size if asked is None else asked
+        # A last segment may be half as large again, see nacz.cutting.
+        limit = MAX_SEGMENT_PLAIN * 2 // 3
+        if not 1 <= size <= limit:
+            raise UsageError(f"segment size must be 1 to {limit}: {size}")
+        if self._options.predictor != LANGUAGE_MODEL:
+            return size, None
+        return size, self._coder(BYTE_MODEL).default_segment_size if asked is None else asked
+
+    def identity(self, progress: ModelProgress | None) -> ModelIdentity | None:
+        """Return the model that segments may name, as archives record it. Raises ModelError if it cannot be had."""
+        coder = self._coder(self._options.predictor)
+        if self._identity is None and coder.needs_model:
+            identity = coder.model_identity(progress)
+            self._identity = None if identity is None else as_recorded(identity)
+        return self._identity
+
+    def encode(
+        self, data: bytes, progress: SegmentProgress | None, model_progress: ModelProgress | None, verify: bool
+    ) -> tuple[SegmentHeader, bytes]:
+        """Return header and payload of one segment. `verify`: decode it again, InternalError if it differs."""
+        predictor, params, payload = self._smallest(data, progress, model_progress)
+        if len(params) + len(payload) >= len(data):
+            predictor, params, payload = STORED, b"", data
+        header = SegmentHeader(
+            predictor=predictor,
+            model=1 if self._coder(predictor).needs_model else 0,
+            params=params,
+            plain_size=len(data),
+            payload_size=len(payload),
+            plain_hash=xxhash.xxh3_64_intdigest(data),
+        )
+        if verify and not self.decodes(header, payload, data):
+            raise InternalError("a segment does not decode to what was encoded; nothing was written of it")
+        return header, payload
+
+    def decodes(self, header: SegmentHeader, payload: bytes, data: bytes) -> bool:
+        """Tell whether the segment stands for `data`."""
+        coder = self._coder(header.predictor)
+        return coder.decode(header.params, payload, len(data), threads=self._threads, progress=None) == data
+
+    def _smallest(
+        self, data: bytes, progress: SegmentProgress | None, model_progress: ModelProgress | None
+    ) -> tuple[int, bytes, bytes]:
+        """Return (predictor, parameters, payload), the smallest that is worth trying for."""
+        if self._options.predictor != LANGUAGE_MODEL:
+            return self._by(self._options.predictor, data, progress)
+        if len(data) >= WINDOW and not is_mostly_text(data):
+            return self._by(BYTE_MODEL, data, progress)
+        quick = len(self._by(BYTE_MODEL, data, None, _QUICK)[2])
+        if quick * _ALMOST_NOTHING <= len(data):
+            return self._by(BYTE_MODEL, data, progress)
+        self.identity(model_progress)
+        found = self._by(LANGUAGE_MODEL, data, progress)
+        if quick < _BEST_OF_QUICK * len(found[2]):
+            other = self._by(BYTE_MODEL, data, None)
+            if len(other[1]) + len(other[2]) < len(found[1]) + len(found[2]):
+                found = other
+        return found
+
+    def _by(
+        self, predictor: int, data: bytes, progress: SegmentProgress | None, level: int | None = None
+    ) -> tuple[int, bytes, bytes]:
+        options = self._options if level is None else replace(self._options, level=level)
+        coder = self._coder(predictor)
+        return predictor, *coder.encode(data, options=options, threads=self._threads, progress=progress)
+
+    def _coder(self, predictor: int) -> SegmentCoder:
+        if predictor not in self._coders:
+            self._coders[predictor] = make_coder(predictor, self._options)
+        return self._coders[predictor]
