@@ -7,7 +7,7 @@ Imports nothing of nacz; needs numpy and xxhash. MODEL is a converted model (a .
 written by the language model. Everything is as plain as it can be: one token at a time, integers of any size where that
 is clearer, no cache but the keys and values themselves.
 
-Not here: predictor 1, the byte model.
+Predictor 1, the byte model, is in reference_byte_model.py beside this file.
 """
 
 from __future__ import annotations
@@ -166,6 +166,12 @@ class Segment:
         if self.predictor == 0:
             check(self.which == 0 and not self.params, "a stored segment has only its bytes")
             plain = payload
+        elif self.predictor == 1:
+            from reference_byte_model import LEVELS, decode_byte_model
+
+            right = self.which == 0 and len(self.params) == 2 and self.params[0] == 1 and self.params[1] in LEVELS
+            check(right, "parameters of the byte model that no version writes")
+            plain = decode_byte_model(self.params[1], payload, self.plain_size)
         elif self.predictor == 2:
             check(self.which > 0, "the language model has no model")
             check(model is not None, "a model is needed")

@@ -152,4 +152,4 @@ def test_hostile_parameters_are_refused_before_any_work(coder: LanguageModelCode
 def test_model_is_identified(coder: LanguageModelCoder, tmp_path: Path) -> None:
     other = LanguageModelCoder(CodecOptions(model=str(tiny.write(tmp_path, 2))))
     mine, theirs = coder.model_identity(), other.model_identity()
-    assert mine.weights_hash != theirs.weights_hash and mine.contract == theirs.contract == 0
+    assert mine.digest != theirs.digest
