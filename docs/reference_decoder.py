@@ -21,6 +21,9 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from reference_ensemble import Ensemble  # noqa: E402
+
 F = np.float32
 
 
@@ -202,21 +205,38 @@ def decode_end(archive: Fields, member_size: int, sizes: list[tuple[int, int]], 
 
 def decode_language_model(model: Model, params: Fields, payload: bytes, plain_size: int) -> bytes:
     version = params.varint()
-    check(version == 0, "parameters of an unknown version")
+    check(version in (0, 1), "parameters of an unknown version")
     window, lanes, count = params.varint() * 128, params.varint(), params.varint()
+    members = 0
+    if version == 1:
+        check(params.varint() == 0, "an ensemble of an unknown version")
+        members = params.varint()
+        check(1 <= members <= 31, "members that are not here")
     check(params.ended() and 256 <= window <= 16384, "parameters out of range")
     check(1 <= count <= 2 * plain_size, "parameters out of range")
     check(1 <= lanes <= min(count, 256) and count <= lanes << 20, "parameters out of range")
     lengths = [count // lanes + (lane < count % lanes) for lane in range(lanes)]
     streams = [Lane(model, window) for _ in range(lanes)]
     tokens: list[list[int]] = [[] for _ in range(lanes)]
+    ensemble = Ensemble(members, lengths, model.vocab, model.dim, integer_exp2)
     coder = RangeDecoder(payload)
     for step in range(lengths[0]):
+        states = []
         for lane in range(lanes):
-            if step < lengths[lane]:
-                before = tokens[lane][-1] if step else model.bos
-                frequencies = distribution(streams[lane].logits(before))
-                tokens[lane].append(coder.symbol(frequencies))
+            if step == lengths[lane]:
+                break
+            state = streams[lane].hidden(tokens[lane][-1] if step else model.bos)
+            fixed = fixed_point(product(model.head, state))
+            if members:
+                fixed = ensemble.adjust(fixed, lane, step * lanes, state)
+            frequencies = distribution(fixed)
+            token = coder.symbol(frequencies)
+            tokens[lane].append(token)
+            if members:
+                ensemble.learn(lane, token, frequencies)
+                states.append((state, token))
+        for state, token in states:
+            ensemble.remember(state, token)
     coder.check_end()
     return model.text_of([token for lane in tokens for token in lane])
 
@@ -454,9 +474,13 @@ def mix(x: np.ndarray) -> np.ndarray:
     return x.reshape(-1)
 
 
-def distribution(logits: np.ndarray) -> list[int]:
-    """Logits in units of log2 to integer frequencies of total 2^24, each at least 1."""
-    fixed = np.trunc(np.clip(logits, F(-4096), F(4096)) * F(65536)).astype(np.int64)
+def fixed_point(logits: np.ndarray) -> np.ndarray:
+    """Logits in units of log2 to integers in units of 2^-16."""
+    return np.trunc(np.clip(logits, F(-4096), F(4096)) * F(65536)).astype(np.int64)
+
+
+def distribution(fixed: np.ndarray) -> list[int]:
+    """Fixed-point logits to integer frequencies of total 2^24, each at least 1."""
     e = integer_exp2(fixed.max() - fixed, 16)
     ratio = F(np.float64((1 << 24) - len(e)) / np.float64(int(e.sum())))
     frequencies = np.trunc(e.astype(F) * ratio).astype(np.int64) + 1
@@ -480,15 +504,15 @@ class Lane:
         self.model, self.window, self.position = model, window, 0
         self.seen: dict[tuple[int, int], list[Seen]] = {}
 
-    def logits(self, token: int) -> np.ndarray:
-        """Logits of the token after `token`."""
+    def hidden(self, token: int) -> tuple[np.ndarray, np.float32]:
+        """The last hidden state after `token`, quantised: what the head is applied to."""
         m = self.model
         x = m.embed[token].astype(F) * m.embed_step[token]
         for number, layer in enumerate(m.layers):
             x = x + product(layer["out"], quantise(self.attention(number, product(layer["qkv"], normalise(x, m.eps)))))
             x = x + product(layer["down"], quantise(mix(gate(product(layer["gate_up"], normalise(x, m.eps))))))
         self.position += 1
-        return product(m.head, normalise(x, m.eps))
+        return normalise(x, m.eps)
 
     def angles(self, position: int) -> tuple[np.ndarray, np.ndarray]:
         (c, s), (d, t) = self.model.rope[0, position % 1024], self.model.rope[1, position // 1024]

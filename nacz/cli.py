@@ -253,6 +253,7 @@ def _settings(flags: dict[str, Any]) -> Settings:
         model=flags.get("model"),
         window=flags.get("window"),
         lanes=flags.get("lanes"),
+        ensemble=flags.get("ensemble"),
         offline=flags.get("offline", False),
     )
     suffix = flags.get("suffix", ".nacz")

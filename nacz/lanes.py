@@ -2,8 +2,10 @@
 bits.
 
 A segment's tokens are cut into L contiguous lanes that advance in lockstep: step t codes token t of every lane, in lane
-order, into one stream. Every lane has its own transformer context. Workers are threads that own lanes (the compiled
-code holds no lock), so nothing is shared but weights, and the number of workers cannot change a bit.
+order, into one stream. Every lane has its own transformer context; an ensemble, if there is one, is shared and goes
+through the tokens in coding order. An encoder forwards chunks of steps and then codes them: the place where weights
+could change between one chunk and the next. Workers are threads that own lanes (the compiled code holds no lock), so
+nothing is shared but what nobody writes, and the number of workers cannot change a bit.
 
 Knows tokens, lanes and workers. Does not know text, parameters on disk, or the container.
 """
@@ -13,29 +15,34 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import pairwise
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nacz.coder.range_coder import POSITION, decode_advance, decode_target, decoder_consistent, decoder_init
+from nacz.coder.range_coder import POSITION, decoder_consistent, decoder_init
 from nacz.errors import CorruptDataError
 from nacz.kernels.attention import BLOCK
-from nacz.kernels.cdf import GROUP, find, fix_logits, interval, spread
-from nacz.kernels.compile import compiled
-from nacz.predictors.transformer import (
-    Group,
-    Shape,
-    Weights,
-    aligned,
-    forward,
-    head,
-    make_cache,
-    make_scratch,
+from nacz.kernels.cdf import GROUP
+from nacz.predictors.ensemble import Ensemble, MakeEnsemble
+from nacz.predictors.recall import width
+from nacz.predictors.transformer import Cache, Group, Shape, Weights, aligned, forward, make_cache, make_scratch
+from nacz.row_coding import (
+    HEAD_ROWS,
+    distributions,
+    intervals,
+    logits_and_memories,
+    make_bench,
+    make_rows,
+    mixed_intervals,
+    take,
+    take_mixed,
 )  # fmt: skip
 
 ROWS = 128  # rows per block when encoding; any value gives the same bits
-HEAD_ROWS = 24  # rows per product with the head: 24 x 49,152 logits are 4.7 MB
+CHUNK = 2048  # rows, of all lanes together, that are forwarded before they are coded; any value gives the same bits
 
 # Called now and then from the calling thread with the tokens done per lane (int64[lanes]), the tokens, lane after
 # lane, as far as they are known (int32[n]), and the coded bytes so far. May raise to cancel.
@@ -50,6 +57,11 @@ def lane_lengths(tokens: int, lanes: int) -> NDArray[np.int64]:
     return lengths
 
 
+def lane_starts(tokens: int, lanes: int) -> NDArray[np.int64]:
+    """Where lanes begin and, last, how many tokens there are: int64[lanes + 1]."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lane_lengths(tokens, lanes))])
+
+
 def fitted(shape: Shape, longest: int) -> Shape:
     """The shape with no more cache blocks than a lane of `longest` tokens fills; what is predicted stays the same."""
     return shape._replace(slots=max(2, min(shape.slots, -(-longest // BLOCK))))
@@ -60,94 +72,111 @@ def cache_bytes(shape: Shape, lanes: int) -> int:
     return lanes * shape.layers * shape.kv_heads * shape.slots * BLOCK * (2 * 64 + 12)
 
 
-@compiled
-def _intervals(
-    kern: Any,
-    shape: Any,
-    w: Any,
-    s: Any,
-    m: int,
-    targets: Any,
-    logits: Any,
-    fixed: Any,
-    freq: Any,
-    sums: Any,
-    low_out: Any,
-    freq_out: Any,
-) -> None:
-    done = 0
-    while done < m:
-        n = min(HEAD_ROWS, m - done)
-        head(kern, shape, w, s, done, n, logits)
-        for r in range(n):
-            fix_logits(shape.vocab, logits, r * shape.vocab, fixed)
-            spread(shape.vocab, fixed, freq, sums)
-            low, f = interval(freq, sums, np.int64(targets[done + r]))
-            low_out[done + r] = low
-            freq_out[done + r] = f
-        done += n
-
-
-@compiled
-def _distributions(
-    kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens: Any, groups: Any, logits: Any, fixed: Any, freq: Any,
-    sums: Any,
-) -> None:  # fmt: skip
-    forward(kern, shape, w, cache, s, tokens, groups)
-    done, v = 0, shape.vocab
-    while done < tokens.size:
-        n = min(HEAD_ROWS, tokens.size - done)
-        head(kern, shape, w, s, done, n, logits)
-        for r in range(n):
-            fix_logits(v, logits, r * v, fixed)
-            spread(v, fixed, freq[done + r], sums[done + r])
-        done += n
-
-
-@compiled
-def _take(state: Any, buffer: Any, freq: Any, sums: Any, n: int, tokens: Any) -> None:
-    for r in range(n):
-        symbol, low, f = find(freq[r], sums[r], np.int64(decode_target(state, buffer)))
-        decode_advance(state, buffer, low, f)
-        tokens[r] = symbol
-
-
 class _Worker:
-    """Scratch space of one thread and a cache for `lanes` lanes."""
+    """What one thread works with: scratch space for `rows` rows."""
 
-    def __init__(self, kern: Any, shape: Shape, weights: Weights, lanes: int, rows: int) -> None:
+    def __init__(self, kern: Any, shape: Shape, weights: Weights, rows: int) -> None:
         self.kern, self.shape, self.weights = kern, shape, weights
-        self.cache = make_cache(shape, lanes)
         self.scratch = make_scratch(shape, rows)
-        self.logits = aligned(min(rows, HEAD_ROWS) * shape.vocab, np.float32)
-        self.fixed = aligned(shape.vocab, np.int32)
+        self.bench = make_bench(shape, rows)
 
-    def encode(self, inputs: Any, targets: Any, low: Any, freq: Any, done: Any, lane: int, stop: list[bool]) -> None:
-        """Intervals of one lane into low and freq; done[lane] grows with them."""
-        row, sums = aligned(self.shape.vocab, np.int32), aligned(self.shape.vocab // GROUP, np.int32)
-        rows = self.scratch.zero.size
-        for at in range(0, targets.size, rows):
+    def forward(self, cache: Cache, inputs: NDArray[np.int32], position: int) -> None:
+        """Run one block of a cache's only lane; its hidden rows are then in the scratch space."""
+        groups = Group(*(np.array([v], np.int64) for v in (0, 0, inputs.size, position)))
+        forward(self.kern, self.shape, self.weights, cache, self.scratch, inputs, groups)
+
+    def intervals(self, targets: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(cumulative, frequency) of the tokens that follow those of `forward`, by the language model alone."""
+        low, freq = np.empty(targets.size, np.int64), np.empty(targets.size, np.int64)
+        s = self.scratch
+        intervals(self.kern, self.shape, self.weights, s, targets.size, targets, self.bench, low, freq)
+        return low, freq
+
+
+def _singles(lanes: int, position: int) -> Group:
+    """One row of each lane, all at the same position."""
+    lane = np.arange(lanes, dtype=np.int64)
+    return Group(lane, lane, np.ones(lanes, np.int64), np.full(lanes, position, np.int64))
+
+
+class _Encoding:
+    """A segment on its way to intervals: forwards chunks of steps lane by lane, codes them row by row.
+
+    Without an ensemble lanes do not meet: each is one chunk, and is coded as it is forwarded.
+    """
+
+    def __init__(
+        self, kern: Any, shape: Shape, weights: Weights, bos: int, tokens: NDArray[np.int32], lanes: int, rows: int,
+        ensemble: MakeEnsemble | None,
+    ) -> None:  # fmt: skip
+        self.kern, self.shape, self.weights = kern, shape, weights
+        self.tokens, self.lanes, self.rows = tokens, lanes, rows
+        self.starts = lane_starts(tokens.size, lanes)
+        self.lengths = np.diff(self.starts)
+        self.inputs = np.empty_like(tokens)
+        self.inputs[1:] = tokens[:-1]
+        self.inputs[self.starts[:-1]] = bos
+        longest = int(self.lengths[0])
+        # Token t of a lane is number t * lanes + lane in coding order: only the last step can be short, and it lacks
+        # the last lanes.
+        self.low, self.freq = np.empty(tokens.size, np.int64), np.empty(tokens.size, np.int64)
+        self.done = np.zeros(lanes, np.int64)
+        self.idle: SimpleQueue[_Worker] = SimpleQueue()
+        self.caches: list[Cache | None] = [None] * lanes
+        self.steps, self.ensemble = longest, None
+        if ensemble is not None:
+            self.steps = max(1, min(CHUNK // lanes, longest))
+            self.ensemble = ensemble(self.starts, self.steps * lanes, shape)
+            # One chunk is forwarded while the other is coded.
+            self.hidden = [make_rows(shape, self.steps * lanes) for _ in range(2)]
+            self.bench = make_bench(shape, HEAD_ROWS)
+            self.cosines = aligned(HEAD_ROWS * self.ensemble.recall.columns, np.float32)
+        self.chunks = -(-longest // self.steps)
+
+    def forward_chunk(self, chunk: int, lane: int, stop: list[bool]) -> None:
+        """Forward the tokens of one lane in a chunk; without an ensemble, code them too."""
+        worker = self.idle.get() if not self.idle.empty() else _Worker(self.kern, self.shape, self.weights, self.rows)
+        cache = self.caches[lane] or make_cache(self.shape, 1)
+        end = min((chunk + 1) * self.steps, int(self.lengths[lane]))
+        for first in range(chunk * self.steps, end, self.rows):
             if stop[0]:
                 return
-            some = slice(at, min(at + rows, targets.size))
-            m = some.stop - at
-            groups = Group(*(np.array([v], np.int64) for v in (0, 0, m, at)))
-            forward(self.kern, self.shape, self.weights, self.cache, self.scratch, inputs[some], groups)
-            _intervals(
-                self.kern, self.shape, self.weights, self.scratch, m, targets[some], self.logits, self.fixed, row, sums,
-                low[some], freq[some],
-            )  # fmt: skip
-            done[lane] += m
+            m = min(self.rows, end - first)
+            at = int(self.starts[lane]) + first
+            worker.forward(cache, self.inputs[at : at + m], first)
+            place = first * self.lanes + lane
+            if self.ensemble is None:
+                low, freq = worker.intervals(self.tokens[at : at + m])
+                some = slice(place, place + (m - 1) * self.lanes + 1, self.lanes)
+                self.low[some], self.freq[some] = low, freq
+                self.done[lane] += m
+            else:
+                place -= chunk * self.steps * self.lanes
+                some = slice(place, place + (m - 1) * self.lanes + 1, self.lanes)
+                rows, d, s = self.hidden[chunk % 2], self.shape.dim, worker.scratch
+                rows.a.reshape(-1, d)[some] = s.a[: m * d].reshape(m, d)
+                rows.zero[some], rows.step[some] = s.zero[:m], s.step[:m]
+        self.caches[lane] = cache if end < self.lengths[lane] else None
+        self.idle.put(worker)
 
-    def step(self, tokens: Any, position: int, freq: Any, sums: Any) -> None:
-        """Distributions of the next token of the first tokens.size lanes."""
-        n = tokens.size
-        lanes = np.arange(n, dtype=np.int64)
-        groups = Group(lanes, lanes, np.ones(n, np.int64), np.full(n, position, np.int64))
-        _distributions(
-            self.kern, self.shape, self.weights, self.cache, self.scratch, tokens, groups, self.logits, self.fixed,
-            freq, sums,
+    def code_chunk(self, chunk: int) -> None:
+        """Code the tokens of a chunk that was forwarded, in coding order; the ensemble learns from them."""
+        if self.ensemble is None:
+            return
+        first = chunk * self.steps * self.lanes
+        m = min(self.steps * self.lanes, self.tokens.size - first)
+        mixed_intervals(
+            self.kern, self.shape, self.weights, self.ensemble, self.hidden[chunk % 2], first, m, self.lanes,
+            self.starts, self.tokens, self.bench, self.cosines, self.low, self.freq,
         )  # fmt: skip
+        self.done[:] = np.minimum(self.lengths, (chunk + 1) * self.steps)
+
+    def report(self, progress: Progress | None) -> None:
+        """Tell how far it is. The bytes are for the eyes only: the coder itself has not run yet."""
+        if progress is not None:
+            done = self.done.copy()
+            known = np.concatenate([self.freq[lane :: self.lanes][:n] for lane, n in enumerate(done)])
+            progress(done, self.tokens, int(np.sum(24.0 - np.log2(known)) / 8))
 
 
 def encode_lanes(
@@ -160,49 +189,50 @@ def encode_lanes(
     threads: int,
     progress: Progress | None = None,
     rows: int = ROWS,
+    ensemble: MakeEnsemble | None = None,
 ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
     """(cumulative, frequency) of every token in coding order, uint32[tokens] each, of a total of 2^24.
 
-    tokens: int32[n], n >= lanes >= 1. The result does not depend on `threads`, `rows` or `kern`.
+    tokens: int32[n], n >= lanes >= 1. ensemble: makes the predictors that mix in, None for the language model alone.
+    The result does not depend on `threads`, `rows` or `kern`. With two threads or more one chunk is forwarded by that
+    many workers while the calling thread codes the one before.
     """
-    lengths = lane_lengths(tokens.size, lanes)
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    shape = fitted(shape, int(lengths[0]))
-    low, freq = np.empty(tokens.size, np.int64), np.empty(tokens.size, np.int64)
-    inputs = np.empty_like(tokens)
-    inputs[1:] = tokens[:-1]
-    inputs[starts[:-1]] = bos
-    workers = max(1, min(threads, lanes))
-    rows = min(rows, int(lengths[0]))
-    done = np.zeros(lanes, np.int64)
+    longest = int(lane_lengths(tokens.size, lanes)[0])
+    work = _Encoding(kern, fitted(shape, longest), weights, bos, tokens, lanes, min(rows, longest), ensemble)
     stop = [False]
+    running: list[Future[None] | None] = [None] * lanes
 
-    def run(which: int) -> None:
-        worker = _Worker(kern, shape, weights, 1, rows)
-        for lane in range(which, lanes, workers):
-            span = slice(starts[lane], starts[lane + 1])
-            worker.encode(inputs[span], tokens[span], low[span], freq[span], done, lane, stop)
+    def run(chunk: int, lane: int, before: Future[None] | None) -> None:
+        if before is not None:
+            before.result()  # workers take what was begun first, so this one has begun and will end
+        work.forward_chunk(chunk, lane, stop)
 
-    with ThreadPoolExecutor(workers) as pool:
-        pending: set[Future[None]] = {pool.submit(run, i) for i in range(workers)}
+    with ThreadPoolExecutor(max(1, min(threads, lanes))) as pool:
+
+        def begin(chunk: int) -> None:
+            for lane in range(lanes):
+                if chunk * work.steps < work.lengths[lane]:
+                    running[lane] = pool.submit(run, chunk, lane, running[lane])
+
         try:
-            while pending:
-                finished, pending = wait(pending, timeout=POLL, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    future.result()
-                if progress is not None:
-                    so_far = done.copy()
-                    known = np.concatenate([freq[s : s + n] for s, n in zip(starts, so_far, strict=False)])
-                    # For the eyes only: the coder itself has not run yet.
-                    progress(so_far, tokens, int(np.sum(24.0 - np.log2(known)) / 8))
+            begin(0)
+            for chunk in range(work.chunks):
+                pending = {future for future in running if future is not None}
+                while pending:
+                    finished, pending = wait(pending, timeout=POLL, return_when=FIRST_COMPLETED)
+                    for future in finished:
+                        future.result()
+                    work.report(progress)
+                # Between chunks: whatever the next one is forwarded with must be there by now.
+                if threads > 1:
+                    begin(chunk + 1)
+                work.code_chunk(chunk)
+                if threads <= 1:
+                    begin(chunk + 1)
+            work.report(progress)
         finally:
             stop[0] = True
-    # Token t of a lane is coded after t steps of all lanes and the lanes before it: only the last step can be short,
-    # and it lacks the last lanes.
-    place = np.concatenate([np.arange(n) * lanes + lane for lane, n in enumerate(lengths)])
-    cumulative, frequency = np.empty(tokens.size, np.uint32), np.empty(tokens.size, np.uint32)
-    cumulative[place], frequency[place] = low, freq
-    return cumulative, frequency
+    return work.low.astype(np.uint32), work.freq.astype(np.uint32)
 
 
 def decode_lanes(
@@ -215,43 +245,84 @@ def decode_lanes(
     lanes: int,
     threads: int,
     progress: Progress | None = None,
+    ensemble: MakeEnsemble | None = None,
 ) -> NDArray[np.int32]:
     """The `count` tokens (int32) that a stream of `lanes` lanes holds, lane after lane. Raises CorruptDataError.
 
     The caller has checked count >= lanes >= 1 and that the cache (`cache_bytes`) is affordable.
     """
     lengths = lane_lengths(count, lanes)
-    starts = np.concatenate([[0], np.cumsum(lengths)])
     shape = fitted(shape, int(lengths[0]))
-    out = np.empty(count, np.int32)
-    workers = max(1, min(threads, lanes))
-    first = [lanes * i // workers for i in range(workers + 1)]
-    team = [_Worker(kern, shape, weights, first[i + 1] - first[i], first[i + 1] - first[i]) for i in range(workers)]
-    freq = np.empty((lanes, shape.vocab), np.int32)
-    sums = np.empty((lanes, shape.vocab // GROUP), np.int32)
-    current = np.full(lanes, bos, np.int32)
-    state = decoder_init(stream)
+    work = _Decoding(kern, shape, weights, bos, stream, count, lanes, max(1, min(threads, lanes)), ensemble)
     due = 0.0
-    with ThreadPoolExecutor(max(1, workers - 1)) as pool:
+    with ThreadPoolExecutor(max(1, len(work.team) - 1)) as pool:
         for t in range(int(lengths[0])):
             active = int(np.count_nonzero(lengths > t))
-            futures = []
-            for i in range(workers - 1, -1, -1):
-                span = slice(first[i], min(first[i + 1], active))
-                if span.start >= span.stop:
-                    continue
-                job = (current[span], t, freq[span], sums[span])
-                if i > 0:
-                    futures.append(pool.submit(team[i].step, *job))
-                else:
-                    team[0].step(*job)
+            futures = [pool.submit(work.predict, i, t, active) for i in range(1, len(work.team))]
+            work.predict(0, t, active)
             for future in futures:
                 future.result()
-            _take(state, stream, freq, sums, active, current)
-            out[starts[:active] + t] = current[:active]
+            work.take(t, active)
             if progress is not None and time.monotonic() >= due:
                 due = time.monotonic() + POLL
-                progress(np.minimum(lengths, t + 1), out, min(int(state[POSITION]), stream.size))
-    if not decoder_consistent(state, stream):
+                progress(np.minimum(lengths, t + 1), work.out, min(int(work.state[POSITION]), stream.size))
+    if not decoder_consistent(work.state, stream):
         raise CorruptDataError("the coded stream does not end where its tokens do")
-    return out
+    return work.out
+
+
+class _Decoding:
+    """A stream on its way to tokens, each step in two halves: what workers predict, and what is then taken."""
+
+    def __init__(
+        self, kern: Any, shape: Shape, weights: Weights, bos: int, stream: NDArray[np.uint8], count: int, lanes: int,
+        workers: int, ensemble: MakeEnsemble | None,
+    ) -> None:  # fmt: skip
+        self.shape, self.lanes, self.starts = shape, lanes, lane_starts(count, lanes)
+        self.stream, self.state = stream, decoder_init(stream)
+        self.out, self.current = np.zeros(count, np.int32), np.full(lanes, bos, np.int32)
+        self.first = [lanes * i // workers for i in range(workers + 1)]
+        self.team = [_Worker(kern, shape, weights, b - a) for a, b in pairwise(self.first)]
+        self.caches = [make_cache(shape, b - a) for a, b in pairwise(self.first)]
+        self.logits = np.empty((lanes, shape.vocab), np.int32)  # without an ensemble: frequencies
+        self.sums = np.empty((lanes, shape.vocab // GROUP), np.int32)
+        self.ensemble: Ensemble | None = None
+        if ensemble is not None:
+            self.ensemble = ensemble(self.starts, lanes, shape)
+            self.hidden = make_rows(shape, lanes)
+            self.bench = make_bench(shape, 1)
+            self.cosines = aligned(lanes * self.ensemble.recall.columns, np.float32)
+            self.owner = np.searchsorted(self.first, np.arange(lanes), "right") - 1
+
+    def predict(self, i: int, t: int, active: int) -> None:
+        """Worker i predicts token t of those of its lanes that are below `active`."""
+        first, last = self.first[i], min(self.first[i + 1], active)
+        if first >= last:
+            return
+        tokens, worker = self.current[first:last], self.team[i]
+        lane = np.arange(last - first, dtype=np.int64)
+        groups = Group(lane, lane, np.ones_like(lane), np.full_like(lane, t))
+        if self.ensemble is None:
+            distributions(
+                worker.kern, self.shape, worker.weights, self.caches[i], worker.scratch, tokens, groups, worker.bench,
+                self.logits[first:last], self.sums[first:last],
+            )  # fmt: skip
+        else:
+            room = self.cosines[first * self.ensemble.recall.columns :]
+            logits_and_memories(
+                worker.kern, self.shape, worker.weights, self.caches[i], worker.scratch, tokens, groups, worker.bench,
+                self.ensemble, t * self.lanes, self.logits[first:last], room, self.hidden, first,
+            )  # fmt: skip
+
+    def take(self, t: int, active: int) -> None:
+        """Take token t of the first `active` lanes from the stream."""
+        if self.ensemble is None:
+            take(self.state, self.stream, self.logits, self.sums, active, self.current)
+            self.out[self.starts[:active] + t] = self.current[:active]
+            return
+        recall, begin = self.ensemble.recall, np.array(self.first)[self.owner]
+        where = begin * recall.columns + (np.arange(self.lanes) - begin) * width(recall, t * self.lanes)
+        take_mixed(
+            self.state, self.stream, self.shape, self.ensemble, t, active, self.starts, self.logits, self.cosines,
+            where, self.hidden, self.bench, self.out, self.current,
+        )  # fmt: skip

@@ -26,6 +26,7 @@ def decoding_memory(header: SegmentHeader, model: str | None, offline: bool) -> 
     if header.predictor != LANGUAGE_MODEL:
         return needed
     from nacz.lanes import cache_bytes, fitted, lane_lengths
+    from nacz.predictors.ensemble import memory
     from nacz.predictors.language_model import Params
     from nacz.predictors.transformer import make_shape
     from nacz.weights.store import load_model
@@ -36,4 +37,6 @@ def decoding_memory(header: SegmentHeader, model: str | None, offline: bool) -> 
     longest = int(lane_lengths(params.tokens, params.lanes)[0])
     needed += sum(array.nbytes for array in weights.arrays.values()) + len(weights.tokenizer)
     needed += cache_bytes(fitted(shape, longest), params.lanes) + _PER_TOKEN * params.tokens
+    if params.members:
+        needed += memory(params.members, params.tokens, params.lanes, shape.dim, shape.vocab)
     return needed + _PER_LANE * params.lanes * shape.vocab

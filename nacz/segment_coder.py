@@ -65,6 +65,8 @@ class CodecOptions:
                   default when compressing and for the one that the archive names when decompressing
     window        tokens of context, None for the level's choice
     lanes         streams per segment, None for the choice by size and level
+    ensemble      what mixes into the language model: names like "ngram,match", "all" or "none"; None for the level's
+                  choice
     segment_size  plain bytes per segment, None for the predictor's choice
     offline       never fetch weights
     """
@@ -73,6 +75,7 @@ class CodecOptions:
     model: str | None = None
     window: int | None = None
     lanes: int | None = None
+    ensemble: str | None = None
     segment_size: int | None = None
     offline: bool = False
 

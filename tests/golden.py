@@ -46,6 +46,7 @@ class Case(NamedTuple):
     data: bytes
     lanes: int = 1
     window: int = 256
+    ensemble: str = "none"
 
 
 def cases() -> dict[str, Case]:
@@ -63,6 +64,9 @@ def cases() -> dict[str, Case]:
         "unequal lanes": Case(text(900, 2), lanes=2, window=512),
         # More than three times the window: the ring turns over and the distance to the pinned block is capped.
         "beyond the window": Case(text(1100, 3)),
+        "ensemble": Case(text(900, 6) + text(900, 6)[:500], lanes=3, ensemble="all"),
+        "ensemble of one lane": Case(text(600, 7), ensemble="all"),
+        "ensemble without memory": Case(text(600, 8), lanes=2, ensemble="bias,habit,ngram,match"),
     }
 
 
@@ -70,6 +74,7 @@ def real_cases() -> dict[str, Case]:
     """For the real model."""
     return {
         "real text": Case(text(2048, 4), lanes=2, window=512),
+        "real text, ensemble": Case(text(2048, 9), lanes=2, window=512, ensemble="all"),
         "short real text": Case(text(400, 5)),  # for emulators
     }
 
@@ -85,6 +90,9 @@ PINNED_TINY = {
     "many lanes": "a79d32180f46c221d5a0062bf7a3c1b1949569a8a9a52f8acb8ec5da5737b73e",
     "unequal lanes": "3a1f78cbb8fafe41e6c4bf51db79d0e6a0e0a43e1ffcd306c8480881e7cfd9f3",
     "beyond the window": "88bff2f41eb27019f7933cd5fd2dbe433265c41304a283c6caab2ea3843a04d2",
+    "ensemble": "7e49bc065b77c10ffbc58c168ac5a02b084d0d6ad3312ec9f2f54eceec4e3df7",
+    "ensemble of one lane": "4b821ae4bdf5207042e0fced2c4174f39a487ccd333dfd519b15e6eb4fdce1f7",
+    "ensemble without memory": "34d53056de0678d16327e16dd26e1db3c72126194d2b2ec87fd19f2a65757f60",
 }
 PINNED_REAL = {
     "real text": "de75d2830f42147a988707c3ccf520506d7f9a7aad8c830c946b3b30bda6efdc",
@@ -108,7 +116,9 @@ def run(names: list[str] | None = None, *, weights: bool = False, threads: int =
             for name, case in (real_cases() if weights else cases()).items():
                 if names and name not in names:
                     continue
-                options = CodecOptions(level=6, model=model, window=case.window, lanes=case.lanes, offline=True)
+                options = CodecOptions(
+                    level=6, model=model, window=case.window, lanes=case.lanes, ensemble=case.ensemble, offline=True
+                )
                 coder = language_model.LanguageModelCoder(options)
                 params, payload = coder.encode(case.data, options=options, threads=threads, progress=None)
                 found[name] = digest(params, payload)

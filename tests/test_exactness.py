@@ -176,7 +176,10 @@ def test_machine_code_is_exact(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     for needed in (
-        "nacz.predictors.transformer.forward", "nacz.lanes._intervals", "nacz.lanes._distributions", "nacz.lanes._take",
+        "nacz.predictors.transformer.forward", "nacz.row_coding.intervals", "nacz.row_coding.distributions",
+        "nacz.row_coding.take", "nacz.row_coding.mixed_intervals", "nacz.row_coding.take_mixed",
+        "nacz.predictors.ensemble.adjust", "nacz.predictors.ensemble.learn", "nacz.predictors.candidates.learn_weights",
+        "nacz.predictors.habits.learn_bias", "nacz.predictors.recall.poll", "nacz.predictors.recall.remember",
         "nacz.kernels.attention.attend", "nacz.kernels.gemm.scaled_product", "nacz.kernels.cdf.spread",
         "nacz.kernels.rows.normalise_rows", "nacz.kernels.rows.gated_rows", "nacz.kernels.rope.angles",
     ):  # fmt: skip

@@ -19,6 +19,7 @@ import tiny
 
 import nacz
 from nacz import CodecOptions
+from nacz.predictors.members import MEMBERS
 from nacz.random_access import RandomReader
 from nacz.segments import SegmentDecoder
 
@@ -35,6 +36,7 @@ WANTED = {
         "empty", "stored", "stored-segments", "language-model", "language-model-lanes", "language-model-segments",
         "language-model-escapes", "language-model-window", "mixed", "members", "byte-model", "byte-model-1",
         "byte-model-2", *(f"level-{n}" for n in range(4, 10)),
+        *(f"ensemble{name}" for name in ("", "-lanes", "-segments", *(f"-{member}" for member in MEMBERS))),
     }
 }  # fmt: skip
 

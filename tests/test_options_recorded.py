@@ -30,6 +30,7 @@ OPTIONS = {
     "model": "recorded",  # as the identity in the member header
     "window": "recorded",
     "lanes": "recorded",
+    "ensemble": "recorded",  # as bits of its members
     "segment_size": "recorded",  # as the plain sizes of segments
     "offline": "nothing",
 }
@@ -93,12 +94,15 @@ def test_options_of_the_language_model(model: str, tmp_path: Path, only_the_lang
         (packed(model=model, window=256), 256, 1, 1),
         (packed(model=model, lanes=5), 2048, 5, 1),
         (packed(model=model, segment_size=2 * len(SAMPLE)), 2048, 1, 2),
+        (packed(model=model, ensemble="none"), 2048, 1, 1),
+        (packed(model=model, ensemble="ngram,match"), 2048, 1, 1),
         (packed(model=model, level=4), 512, 1, 1),
         (packed(model=model, level=9), 8192, 1, 1),
     ):
         assert {(p.window, p.lanes) for p in params(archive)} == {(window, lanes)} and len(params(archive)) == sizes
         # A reader with none of these options, or with other ones, gets the same bytes.
-        for options in (read, CodecOptions(model=model, level=5, window=512, lanes=3, segment_size=50, offline=True)):
+        for options in (read, CodecOptions(model=model, level=5, window=512, lanes=3, segment_size=50, offline=True),
+                        CodecOptions(model=model, ensemble="bias")):
             assert nacz.decompress(archive, options, threads=1) == TEXT
     # Equal effects are equal archives: a level is nothing but what it chooses.
     assert packed(model=model, level=6) == packed(model=model, level=7) == packed(model=model, level=4, window=2048)

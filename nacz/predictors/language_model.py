@@ -18,7 +18,10 @@ from nacz.kernels.attention import BLOCK
 from nacz.kernels.dispatch import chosen
 from nacz.kernels.rope import POSITIONS
 from nacz.lanes import Progress, cache_bytes, decode_lanes, encode_lanes, fitted, lane_lengths
-from nacz.predictors.transformer import CONTRACT, make_shape, make_weights
+from nacz.predictors.ensemble import Ensemble, MakeEnsemble, make_ensemble
+from nacz.predictors.members import ALL, parse_members
+from nacz.predictors.preset import preset
+from nacz.predictors.transformer import CONTRACT, Shape, make_shape, make_weights
 from nacz.segment_coder import (
     LANGUAGE_MODEL,
     CodecOptions,
@@ -28,7 +31,8 @@ from nacz.segment_coder import (
 )  # fmt: skip
 from nacz.weights.store import LoadedModel, load_model
 
-PARAMS_VERSION = 0
+ALONE, MIXED = 0, 1  # versions of the parameters: the language model alone; with an ensemble
+ENSEMBLE_VERSION = 0  # of docs/ensemble.md and its preset
 MIN_WINDOW, MAX_WINDOW = 2 * BLOCK, 128 * BLOCK
 MAX_LANES = 256
 MAX_CACHE = 2 << 30  # bytes of keys and values that a decoder will ever take
@@ -36,10 +40,11 @@ LANE_POSITIONS = 16 * 2048  # window x lanes: bounds the cache to 380 MB for the
 
 
 class _Effort(NamedTuple):
-    """What a level buys: tokens of context, and how long a lane must be before another one starts."""
+    """What a level buys: tokens of context, how long a lane must be before another one starts, and what mixes in."""
 
     window: int
     lane_tokens: int
+    members: int = ALL
 
 
 # A lane starts without context, which costs about 50 bytes; more lanes decode faster. Measured in docs/experiments.md.
@@ -54,31 +59,41 @@ EFFORTS = {
 
 
 class Params(NamedTuple):
-    """Parameters of a segment, as recorded: window in positions, number of lanes, number of tokens."""
+    """Parameters of a segment, as recorded: window in positions, number of lanes, number of tokens, bits of the
+    ensemble's members."""
 
     window: int
     lanes: int
     tokens: int
+    members: int = 0
 
     def to_bytes(self) -> bytes:
-        return b"".join(encode_varint(v) for v in (PARAMS_VERSION, self.window // BLOCK, self.lanes, self.tokens))
+        values = [MIXED if self.members else ALONE, self.window // BLOCK, self.lanes, self.tokens]
+        if self.members:
+            values += [ENSEMBLE_VERSION, self.members]
+        return b"".join(map(encode_varint, values))
 
     @classmethod
     def from_bytes(cls, data: bytes, plain_size: int) -> Params:
         """Parse and check everything that does not need the model. Raises CorruptDataError, UnsupportedVersionError."""
         values, at = [], 0
-        for _ in range(4):
+        while len(values) < 4 or (values[0] == MIXED and len(values) < 6):
             value, at = decode_varint(data, at, "a language-model parameter")
             values.append(value)
-            if values[0] != PARAMS_VERSION:
+            if values[0] not in (ALONE, MIXED):
                 raise UnsupportedVersionError(f"language-model parameters of unknown version: {values[0]}")
+            if len(values) == 5 and value != ENSEMBLE_VERSION:
+                raise UnsupportedVersionError(f"an ensemble of unknown version: {value}")
         window, lanes, tokens = values[1] * BLOCK, values[2], values[3]
+        members = values[5] if values[0] == MIXED else 0
+        if values[0] == MIXED and not 1 <= members <= ALL:
+            raise UnsupportedVersionError(f"an ensemble with unknown members: {members}")
         # No token is shorter than half a byte (an escaped byte is two tokens).
         if at != len(data) or not MIN_WINDOW <= window <= MAX_WINDOW or not 1 <= tokens <= 2 * plain_size:
             raise CorruptDataError("the language-model parameters of a segment are out of range")
         if not 1 <= lanes <= min(tokens, MAX_LANES) or tokens > lanes * POSITIONS:
             raise CorruptDataError(f"a segment of {tokens} tokens cannot have {lanes} lanes")
-        return cls(window, lanes, tokens)
+        return cls(window, lanes, tokens, members)
 
 
 def default_lanes(tokens: int, window: int, lane_tokens: int) -> int:
@@ -124,11 +139,12 @@ class LanguageModelCoder:
         shape = make_shape(model.architecture, window)
         if lanes > MAX_LANES or cache_bytes(fitted(shape, int(lane_lengths(tokens.size, lanes)[0])), lanes) > MAX_CACHE:
             raise UsageError(f"too many lanes for a decoder's memory: {lanes}")
+        members = effort.members if options.ensemble is None else parse_members(options.ensemble)
         intervals = encode_lanes(
             chosen()[1], shape, make_weights(model), model.vocabulary.bos_id, tokens, lanes, threads,
-            _translated(progress, model, tokens.size, lanes),
+            _translated(progress, model, tokens.size, lanes), ensemble=mixed_in(members),
         )  # fmt: skip
-        return Params(window, lanes, int(tokens.size)).to_bytes(), encode_intervals(*intervals)
+        return Params(window, lanes, int(tokens.size), members).to_bytes(), encode_intervals(*intervals)
 
     def decode(
         self, params: bytes, payload: bytes, plain_size: int, *, threads: int, progress: SegmentProgress | None
@@ -140,9 +156,21 @@ class LanguageModelCoder:
             raise CorruptDataError("a segment asks for more memory than any encoder would")
         tokens = decode_lanes(
             chosen()[1], shape, make_weights(model), model.vocabulary.bos_id, np.frombuffer(payload, np.uint8),
-            p.tokens, p.lanes, threads, _translated(progress, model, p.tokens, p.lanes),
+            p.tokens, p.lanes, threads, _translated(progress, model, p.tokens, p.lanes), mixed_in(p.members),
         )  # fmt: skip
         return model.vocabulary.decode(tokens)
+
+
+def mixed_in(members: int) -> MakeEnsemble | None:
+    """What makes the ensemble of a segment; None without members."""
+    if not members:
+        return None
+    start = preset(ENSEMBLE_VERSION)
+
+    def make(starts: NDArray[np.int64], ahead: int, shape: Shape) -> Ensemble:
+        return make_ensemble(members, starts, ahead, shape.dim, shape.vocab, start)
+
+    return make
 
 
 def _translated(

@@ -1,0 +1,299 @@
+"""The ensemble of docs/ensemble.md once more, slowly: plain integers, and Python's own floats, which are float64.
+
+Part of docs/reference_decoder.py. Imports nothing of nacz; needs numpy and the file formats/ensemble-0.bin.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+F = np.float32
+BIAS, HABIT, NGRAM, MATCH, RECALL = 1, 2, 4, 8, 16
+CLASSES, STATES, ORDERS, SETTINGS = 13, 60, 6, 11
+AT_CONTEXT = 0
+AT_BEST = AT_CONTEXT + SETTINGS * ORDERS * STATES
+AT_HABIT = AT_BEST + ORDERS * CLASSES * 30
+AT_LENGTH = AT_HABIT + 11 * CLASSES * 6
+AT_FOLLOWED = AT_LENGTH + 2 * 24 * 4
+AT_RECALL = AT_FOLLOWED + 2 * CLASSES * 4
+GAIN = F(0.12 * 65536.0 / 0.6931471805599453)
+LOSS = F(0.12 * 65536.0 / 0.6931471805599453 / 16777216.0)
+# integer_exp2 of the reference decoder: about 2^23 * 2^-(distance / 2^bits)
+Exp2 = Callable[[np.ndarray, int], np.ndarray]
+
+
+def preset() -> list[float]:
+    """The weights that all evidence starts with."""
+    raw = (Path(__file__).resolve().parent.parent / "formats" / "ensemble-0.bin").read_bytes()
+    return [value / 256.0 for value in np.frombuffer(raw, "<i2").tolist()]
+
+
+def stir(h: int, word: int) -> int:
+    h = (h + word + 1) * 0x9E3779B97F4A7C15 % (1 << 64)
+    return h ^ h >> 29
+
+
+def count_class(n: int) -> int:
+    return n - 1 if n <= 3 else 3 if n <= 6 else 4 if n <= 14 else 5
+
+
+def others_class(n: int) -> int:
+    return n if n <= 1 else 2 if n <= 3 else 3 if n <= 8 else 4
+
+
+class Slot:
+    """What is known of one context: how often it was seen, and up to eight [token, count], the latest first."""
+
+    def __init__(self) -> None:
+        self.check, self.total, self.after = 0, 0, []
+
+
+class Follower:
+    def __init__(self) -> None:
+        self.place, self.length, self.misses = -1, 0, 0
+
+
+class Ensemble:
+    """State of a segment. `tokens`: the known tokens of each lane, which the decoder extends."""
+
+    def __init__(self, members: int, lengths: list[int], vocab: int, dim: int, exp2: Exp2) -> None:
+        self.members, self.dim, self.exp2 = members, dim, exp2
+        self.lengths = lengths
+        self.starts = [sum(lengths[:lane]) for lane in range(len(lengths))]
+        self.total = sum(lengths)
+        self.tokens: list[list[int]] = [[] for _ in lengths]
+        self.weight = preset()
+        self.slope = [0.0] * len(self.weight)
+        self.bias = np.zeros(vocab, F)
+        self.last, self.count, self.clock = {}, {}, 0
+        self.bits = min(18, max(8, (2 * self.total).bit_length()))
+        self.slots: dict[int, Slot] = {}
+        self.head_bits = min(20, max(8, self.total.bit_length()))
+        self.heads: dict[int, int] = {}
+        self.followers = [[Follower(), Follower()] for _ in lengths]
+        self.keys: list[np.ndarray] = []
+        self.followed: list[int] = []
+
+    # -- one position: candidates and evidence ------------------------------------------------------------------------
+
+    def candidate(self, token: int) -> int:
+        """The candidate's number, or -1 when there is no room for one more."""
+        if token not in self.place:
+            if len(self.place) == 256:
+                return -1
+            self.place[token] = len(self.place)
+            e, kind = int(self.e[token]), 12
+            if e > 0:
+                limits = (9, 12, 16, 24, 32, 64, 128, 256, 1024, 4096, 1 << 15, 1 << 18)
+                kind = sum(8 * self.scale // e > limit for limit in limits)
+            self.kind.append(kind)
+        return self.place[token]
+
+    def adjust(self, fixed: np.ndarray, lane: int, seen: int, hidden: tuple[np.ndarray, np.float32]) -> np.ndarray:
+        """The logits of the next token of `lane`, changed; `seen`: states remembered before this step."""
+        fixed = fixed.copy()
+        if self.members & BIAS:
+            fixed += np.trunc(self.bias).astype(np.int64)
+        self.place, self.kind, self.evidence = {}, [], []
+        if self.members & ~BIAS:
+            self.e = self.exp2(fixed.max() - fixed, 16)
+            self.scale = int(self.e.sum())
+        setting = 0
+        if self.members & NGRAM:
+            self.find_slots(lane)
+            setting = max((o + 1 for o in range(ORDERS) if self.hit(o)), default=0)
+        if self.members & MATCH:
+            for follower in self.followers[lane]:
+                if follower.place >= 0:
+                    n = follower.length
+                    setting = max(setting, 7 + (n >= 8) + (n >= 16) + (n >= 32))
+        if self.members & NGRAM:
+            self.ask_contexts(setting)
+        if self.members & MATCH:
+            self.ask_followers(lane)
+        if self.members & RECALL and seen > 0:
+            self.ask_memory(seen, hidden)
+        if self.members & HABIT:
+            self.ask_habits()
+        change = [0.0] * len(self.place)
+        for about, what in self.evidence:
+            change[about] += self.weight[what]
+        for token, number in self.place.items():
+            fixed[token] += int(min(max(change[number], -32.0), 32.0) * 65536.0)
+        return fixed
+
+    def ask_contexts(self, setting: int) -> None:
+        for o in range(ORDERS - 1, -1, -1):
+            if not self.hit(o):
+                continue
+            slot = self.found[o]
+            for k, (token, count) in enumerate(slot.after):
+                is_new = token not in self.place
+                i = self.candidate(token)
+                if i < 0:
+                    continue
+                state = count_class(count) * 5 + others_class(max(slot.total - count, 0))
+                if is_new:
+                    self.evidence.append((i, AT_BEST + (o * CLASSES + self.kind[i]) * 30 + state))
+                self.evidence.append((i, AT_CONTEXT + (setting * ORDERS + o) * STATES + 2 * state + (k == 0)))
+
+    def ask_followers(self, lane: int) -> None:
+        for f, follower in enumerate(self.followers[lane]):
+            if follower.place < 0:
+                continue
+            i = self.candidate(self.token_at(follower.place))
+            if i < 0:
+                continue
+            n, misses = follower.length, min(follower.misses, 3)
+            n = n if n < 16 else min(16 + (n - 16) // 8, 23)
+            self.evidence.append((i, AT_LENGTH + (f * 24 + n) * 4 + misses))
+            self.evidence.append((i, AT_FOLLOWED + (f * CLASSES + self.kind[i]) * 4 + misses))
+
+    def ask_memory(self, seen: int, hidden: tuple[np.ndarray, np.float32]) -> None:
+        first = max(0, seen - (1 << 15))
+        sums = (np.array(self.keys[first:seen]) @ hidden[0]).astype(F)
+        cosines = (sums * (F(1) / (F(21) * F(self.dim)))) * hidden[1]
+        least = max(F(0.6), max(F(0.6), cosines.max()) - F(0.12))
+        votes: dict[int, int] = {}
+        total = number = 0
+        for at in range(seen - 1, first - 1, -1):
+            if cosines[at - first] > least and number < 1024:
+                number += 1
+                distance = max(F(1) - cosines[at - first], F(0))
+                vote = int(self.exp2(np.array([int(distance * F(40.0 * 65536.0))]), 16)[0])
+                total += vote
+                token = self.followed[at]
+                if token in votes or len(votes) < 96:
+                    votes[token] = votes.get(token, 0) + vote
+        amount = min(7, max(0, total.bit_length() - 19))
+        for token, vote in votes.items():
+            i = self.candidate(token)
+            if i < 0:
+                continue
+            share = vote / total if total > 0 else 0.0
+            part = sum(share >= limit for limit in (0.02, 0.05, 0.15, 0.3, 0.5, 0.7, 0.9))
+            self.evidence.append((i, AT_RECALL + (amount * 8 + part) * CLASSES + self.kind[i]))
+
+    def ask_habits(self) -> None:
+        for token in np.flatnonzero(self.e > min(self.scale // 128, 1 << 30)):
+            self.candidate(int(token))
+        for token, i in self.place.items():
+            age = 10
+            if token in self.last:
+                age = sum(self.clock + 1 - self.last[token] > 4 << k for k in range(9))
+            times = count_class(max(self.count.get(token, 0), 1))
+            self.evidence.append((i, AT_HABIT + (age * CLASSES + self.kind[i]) * 6 + times))
+
+    # -- after the token is known -------------------------------------------------------------------------------------
+
+    def learn(self, lane: int, token: int, frequencies: list[int]) -> None:
+        """`token`, which was coded with `frequencies`, comes next in `lane`."""
+        slopes = [float(t == token) - frequencies[t] / 16777216.0 for t in self.place]
+        for about, what in self.evidence:
+            g = slopes[about]
+            self.slope[what] += g * g
+            self.weight[what] += (0.08 * g) / math.sqrt(self.slope[what] + 1.0)
+        if self.members & BIAS:
+            self.bias = self.bias - np.array(frequencies, F) * LOSS
+            self.bias[token] += GAIN
+        if self.members & NGRAM:
+            self.count_up(token)
+        self.tokens[lane].append(token)
+        if self.members & MATCH:
+            self.follow(lane)
+        self.clock += 1
+        self.last[token] = self.clock
+        self.count[token] = self.count.get(token, 0) + 1
+
+    def remember(self, hidden: tuple[np.ndarray, np.float32], token: int) -> None:
+        """After a step: a hidden state of it, and the token that came."""
+        a, step = hidden
+        self.keys.append(np.clip(np.rint(a.astype(F) * (step * F(21))), -127, 127).astype(np.int64))
+        self.followed.append(token)
+
+    # -- n-grams ------------------------------------------------------------------------------------------------------
+
+    def find_slots(self, lane: int) -> None:
+        past, h = self.tokens[lane], 0
+        self.found: list[Slot | None] = []
+        self.check: list[int] = []
+        for o in range(ORDERS):
+            h = stir(h, past[-1 - o] + 1 if o < len(past) else 0)
+            check, first = h % (1 << 32), (o << self.bits) + (h >> (64 - self.bits))
+            one, other = (self.slots.setdefault(place, Slot()) for place in (first, first ^ 1))
+            if one.total == 0 or one.check != check:
+                if (other.total > 0 and other.check == check) or other.total < one.total:
+                    one = other
+            self.found.append(one if o <= len(past) else None)
+            self.check.append(check)
+
+    def hit(self, o: int) -> bool:
+        slot = self.found[o]
+        return slot is not None and slot.total > 0 and slot.check == self.check[o]
+
+    def count_up(self, token: int) -> None:
+        for o, slot in enumerate(self.found):
+            if slot is None:
+                continue
+            if not self.hit(o):
+                slot.check, slot.total, slot.after = self.check[o], 0, []
+            after = slot.after
+            same = [entry for entry in after if entry[0] == token]
+            if same:
+                after.remove(same[0])
+                after.insert(0, [token, min(same[0][1] + 1, 255)])
+            else:
+                if len(after) == 8:
+                    # the rarest of the older half, of equals the oldest
+                    rarest = min(count for _, count in after[4:])
+                    del after[max(k for k in range(4, 8) if after[k][1] == rarest)]
+                after.insert(0, [token, 1])
+            slot.total += 1
+
+    # -- matches ------------------------------------------------------------------------------------------------------
+
+    def lane_of(self, at: int) -> int:
+        return max(lane for lane, start in enumerate(self.starts) if start <= at)
+
+    def is_known(self, at: int) -> bool:
+        lane = self.lane_of(at)
+        return at < self.total and at - self.starts[lane] < len(self.tokens[lane])
+
+    def token_at(self, at: int) -> int:
+        lane = self.lane_of(at)
+        return self.tokens[lane][at - self.starts[lane]]
+
+    def follow(self, lane: int) -> None:
+        past = self.tokens[lane]
+        for f, (follower, need) in enumerate(zip(self.followers[lane], (5, 12), strict=True)):
+            if follower.place >= 0:
+                if self.token_at(follower.place) == past[-1]:
+                    follower.length += 1
+                else:
+                    follower.length, follower.misses = 0, follower.misses + 1
+                follower.place += 1
+                if not self.is_known(follower.place) or follower.misses > 8:
+                    follower.place = -1
+            if len(past) < need:
+                continue
+            h = 0
+            for i in range(need):
+                h = stir(h, past[-1 - i] + 1)
+            slot = (f << self.head_bits) + (h >> (64 - self.head_bits))
+            if slot in self.heads and (follower.place < 0 or follower.length < need):
+                place = self.heads[slot]
+                if self.is_known(place):
+                    other = self.tokens[self.lane_of(place)][: place - self.starts[self.lane_of(place)]]
+                    n = 0
+                    while n < min(64, len(other), len(past)) and other[-1 - n] == past[-1 - n]:
+                        n += 1
+                    if n >= need and (follower.place < 0 or n > follower.length):
+                        follower.place, follower.length, follower.misses = place, n, 0
+            if len(past) < self.lengths[lane]:
+                self.heads[slot] = self.starts[lane] + len(past)
+            else:
+                self.heads.pop(slot, None)

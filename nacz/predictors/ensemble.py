@@ -1,0 +1,248 @@
+"""Predictors around the language model: they change its logits before a token is coded and learn from it afterwards.
+
+`adjust` and `learn` are called once per token, strictly in coding order, by encoder and decoder alike; all lanes share
+what is learned. Every number on the way is an integer, or float32 or float64 computed elementwise in a written order,
+so an encoder and a decoder on other machines cannot disagree. docs/ensemble.md specifies it.
+
+Knows which evidence there is and how its weights are numbered. Does not know text, coding, threads or the container.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nacz.kernels.cdf import GROUP
+from nacz.kernels.compile import compiled
+
+from .candidates import CLASSES, apply, candidate, learn_weights, make_candidates, tell, weigh
+from .habits import AGES, add_bias, age, learn_bias, make_habits
+from .matches import FOLLOWERS, follow, make_matches
+from .members import BIAS, HABIT, MATCH, NGRAM, RECALL
+from .ngrams import ORDERS, WAYS, count_up, hit, look_up, make_ngrams, slots_for
+from .recall import REMEMBERED, compare, make_recall, poll, remember
+from .transformer import Shape
+
+RATE, START = 0.08, 1.0  # of the weights of evidence
+LIKELY = 128  # tokens that the language model holds for at least 1 in 128 are candidates
+
+COUNTS, OTHERS = 6, 5  # classes of a count, of all other counts
+STATES = COUNTS * OTHERS * 2
+SETTINGS = ORDERS + 1 + 4  # by the longest context that hits, or by the match's length
+LENGTH_CLASSES, MISS_CLASSES = 24, 4
+AMOUNTS, PARTS = 8, 8
+
+# First number of each kind of evidence.
+AT_CONTEXT = 0
+AT_BEST = AT_CONTEXT + SETTINGS * ORDERS * STATES
+AT_HABIT = AT_BEST + ORDERS * CLASSES * COUNTS * OTHERS
+AT_LENGTH = AT_HABIT + AGES * CLASSES * COUNTS
+AT_FOLLOWED = AT_LENGTH + FOLLOWERS * LENGTH_CLASSES * MISS_CLASSES
+AT_RECALL = AT_FOLLOWED + FOLLOWERS * CLASSES * MISS_CLASSES
+NUMBERS = AT_RECALL + AMOUNTS * PARTS * CLASSES
+
+
+class Ensemble(NamedTuple):
+    """All state of a segment. `members`: which predictors there are; clock int64[1]: tokens learned."""
+
+    candidates: Any
+    habits: Any
+    ngrams: Any
+    matches: Any
+    recall: Any
+    clock: Any
+    members: int
+
+
+# (lane starts, hidden states remembered ahead at most, shape) to an ensemble for one segment.
+MakeEnsemble = Callable[[NDArray[np.int64], int, Shape], Ensemble]
+
+
+def make_ensemble(members: int, starts: Any, rows: int, dim: int, vocab: int, preset: Any) -> Ensemble:
+    """A fresh ensemble for a segment whose lanes begin at starts[:-1] and which has starts[-1] tokens.
+
+    `rows`: how many hidden states are remembered ahead of their tokens at most. Absent members take no memory.
+    """
+    tokens = int(starts[-1])
+    return Ensemble(
+        candidates=make_candidates(vocab, preset),
+        habits=make_habits(vocab),
+        ngrams=make_ngrams(tokens if members & NGRAM else 1),
+        matches=make_matches(starts if members & MATCH else np.zeros(2, np.int64)),
+        recall=make_recall(*((tokens, rows, dim) if members & RECALL else (1, 1, 4)), vocab),
+        clock=np.zeros(1, np.int64),
+        members=members,
+    )
+
+
+def memory(members: int, tokens: int, lanes: int, dim: int, vocab: int) -> int:
+    """About how many bytes a decoder's ensemble takes."""
+    needed = 32 * vocab
+    if members & NGRAM:
+        needed += slots_for(tokens) * (8 + 5 * WAYS)
+    if members & MATCH:
+        needed += 16 * tokens
+    if members & RECALL:
+        needed += min(tokens, REMEMBERED + lanes) * (dim + 12 + 4 * lanes)
+    return needed
+
+
+@compiled
+def count_class(n: int) -> Any:
+    """1, 2, 3, 4 to 6, 7 to 14, more."""
+    return n - 1 if n <= 3 else 3 if n <= 6 else 4 if n <= 14 else 5
+
+
+@compiled
+def others_class(n: int) -> Any:
+    """0, 1, 2 to 3, 4 to 8, more."""
+    return n if n <= 1 else 2 if n <= 3 else 3 if n <= 8 else 4
+
+
+@compiled
+def _from_contexts(e: Any, longest: int, setting: int) -> None:
+    c, g = e.candidates, e.ngrams
+    for o in range(longest, -1, -1):
+        if not hit(g, o):
+            continue
+        slot = g.slot[o]
+        total = np.int64(g.total[slot])
+        for k in range(WAYS):
+            count = np.int64(g.count[slot * WAYS + k])
+            if count == 0:
+                break
+            before = c.size[0]
+            i = candidate(c, g.token[slot * WAYS + k], o)
+            if i < 0:
+                continue
+            state = count_class(count) * OTHERS + others_class(max(total - count, 0))
+            if i == before:
+                tell(c, i, AT_BEST + ((o * CLASSES + c.kind[i]) * COUNTS * OTHERS + state))
+            tell(c, i, AT_CONTEXT + (setting * ORDERS + o) * STATES + 2 * state + (1 if k == 0 else 0))
+
+
+@compiled
+def _from_matches(e: Any, lane: int, tokens: Any) -> None:
+    c, m = e.candidates, e.matches
+    for f in range(FOLLOWERS):
+        place = m.place[lane * FOLLOWERS + f]
+        if place < 0:
+            continue
+        i = candidate(c, tokens[place], ORDERS)
+        if i < 0:
+            continue
+        n, misses = m.length[lane * FOLLOWERS + f], min(m.misses[lane * FOLLOWERS + f], MISS_CLASSES - 1)
+        n = n if n < 16 else min(16 + (n - 16) // 8, LENGTH_CLASSES - 1)
+        tell(c, i, AT_LENGTH + (f * LENGTH_CLASSES + n) * MISS_CLASSES + misses)
+        tell(c, i, AT_FOLLOWED + (f * CLASSES + c.kind[i]) * MISS_CLASSES + misses)
+
+
+@compiled
+def part_class(share: float) -> Any:
+    """Class of a share of all votes."""
+    if share < 0.3:
+        return 0 if share < 0.02 else 1 if share < 0.05 else 2 if share < 0.15 else 3
+    return 4 if share < 0.5 else 5 if share < 0.7 else 6 if share < 0.9 else 7
+
+
+@compiled
+def _from_memory(e: Any, seen: int, cosines: Any) -> None:
+    c, r = e.candidates, e.recall
+    total = poll(r, seen, cosines)
+    amount = 0
+    while amount < AMOUNTS - 1 and total >> (19 + amount) > 0:
+        amount += 1
+    for k in range(r.size[0]):
+        i = candidate(c, r.voted[k], -1)
+        if i < 0:
+            continue
+        part = part_class(np.float64(r.vote[k]) / np.float64(total)) if total > 0 else 0
+        tell(c, i, AT_RECALL + (amount * PARTS + part) * CLASSES + c.kind[i])
+
+
+@compiled
+def _likely(c: Any, n: int) -> None:
+    least = np.int32(min(c.scale[0] // LIKELY, 1 << 30))
+    e, high = c.e, c.high
+    for g in range(n // GROUP):
+        if high[g] > least:
+            for i in range(g * GROUP, (g + 1) * GROUP):
+                if e[i] > least:
+                    candidate(c, i, -1)
+
+
+@compiled
+def remember_row(e: Any, entry: int, rows: Any, row: int, token: Any) -> None:
+    """Remember hidden row number `row` of `rows` as entry `entry`, with the token that comes after it."""
+    if e.members & RECALL:
+        remember(e.recall, entry, rows.a, row, rows.zero[row], rows.step[row])
+        e.recall.token[entry % e.recall.columns] = token
+
+
+@compiled
+def recall_rows(kern: Any, e: Any, known: int, first: int, m: int, rows: Any, cosines: Any) -> None:
+    """Cosines of m hidden rows from `first` on with the `known` entries: float32 flat [m, width]."""
+    if e.members & RECALL and known > 0:
+        d = e.recall.dim
+        compare(kern, e.recall, known, m, rows.a[first * d :], rows.zero[first:], rows.step[first:], cosines)
+
+
+@compiled
+def adjust(e: Any, n: int, lane: int, at: int, start: int, seen: int, tokens: Any, cosines: Any, fixed: Any) -> None:
+    """Change the logits (int32[n], 16 fraction bits) of token number `at` of all, in `lane`, which begins at `start`.
+
+    tokens int32: those known so far, lane after lane. seen: hidden states that may be recalled; cosines: float32, with
+    them (anything if there is no memory).
+    """
+    c, members = e.candidates, e.members
+    if members & BIAS:
+        add_bias(n, e.habits.bias, fixed)
+    if members & (HABIT | NGRAM | MATCH | RECALL):
+        c.scale[0] = weigh(n, fixed, c.e, c.high)
+    longest, setting = -1, 0
+    if members & NGRAM:
+        look_up(e.ngrams, tokens, at, at - start)
+        for o in range(ORDERS):
+            if hit(e.ngrams, o):
+                longest = o
+        setting = longest + 1
+    if members & MATCH:
+        for f in range(FOLLOWERS):
+            k = lane * FOLLOWERS + f
+            if e.matches.place[k] >= 0:
+                n_equal = e.matches.length[k]
+                far = 0 if n_equal < 8 else 1 if n_equal < 16 else 2 if n_equal < 32 else 3
+                setting = max(setting, ORDERS + 1 + far)
+    if members & NGRAM:
+        _from_contexts(e, longest, setting)
+    if members & MATCH:
+        _from_matches(e, lane, tokens)
+    if members & RECALL and seen > 0:
+        _from_memory(e, seen, cosines)
+    if members & HABIT:
+        _likely(c, n)
+        now = e.clock[0]
+        for i in range(c.size[0]):
+            token = np.int64(c.token[i])
+            times = count_class(max(np.int64(e.habits.count[token]), 1))
+            tell(c, i, AT_HABIT + (age(e.habits, token, now) * CLASSES + c.kind[i]) * COUNTS + times)
+    apply(c, fixed)
+
+
+@compiled
+def learn(e: Any, n: int, lane: int, at: int, token: Any, tokens: Any, freq: Any) -> None:
+    """tokens[at] = `token` was coded with `freq` (int32[n]) after `adjust`."""
+    members = e.members
+    learn_weights(e.candidates, freq, token, RATE, START)
+    if members & BIAS:
+        learn_bias(n, e.habits.bias, freq, token)
+    if members & NGRAM:
+        count_up(e.ngrams, token)
+    if members & MATCH:
+        follow(e.matches, lane, at, tokens)
+    e.clock[0] += 1
+    e.habits.last[token] = e.clock[0]
+    e.habits.count[token] += 1

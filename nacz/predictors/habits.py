@@ -1,0 +1,62 @@
+"""What the segment likes whatever the context: a bias for every token, and when a token came last and how often.
+
+The bias is the output layer's, learned token by token: bias -= rate * (p - 1 for the token that came), for all tokens.
+
+Knows logits, frequencies and tokens. Does not know contexts or weights of evidence.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nacz.kernels.cdf import TOTAL_BITS
+from nacz.kernels.compile import compiled
+from nacz.kernels.ops import iadd, to_float, trunc
+
+RATE = 0.12 * 65536.0 / 0.6931471805599453  # per unit of probability, in 2^-16 bits
+GAIN = np.float32(RATE)
+LOSS = np.float32(RATE / (1 << TOTAL_BITS))
+AGES = 11
+
+
+class Habits(NamedTuple):
+    """bias float32[vocab] in 2^-16 bits; last int64[vocab]: number of the position after the latest one, or 0; count
+    int32[vocab]."""
+
+    bias: Any
+    last: Any
+    count: Any
+
+
+def make_habits(vocab: int) -> Habits:
+    """Nothing has come yet."""
+    return Habits(np.zeros(vocab, np.float32), np.zeros(vocab, np.int64), np.zeros(vocab, np.int32))
+
+
+@compiled
+def add_bias(n: int, bias: Any, fixed: Any) -> None:
+    """fixed[i] += bias[i], cut to an integer."""
+    for i in range(n):
+        fixed[i] = iadd(fixed[i], trunc(bias[i]))
+
+
+@compiled
+def learn_bias(n: int, bias: Any, freq: Any, token: Any) -> None:
+    """One step of gradient descent with the distribution (int32[n], of total 2^24) that `token` was coded with."""
+    for i in range(n):
+        bias[i] -= to_float(freq[i]) * LOSS
+    bias[token] += GAIN
+
+
+@compiled
+def age(habits: Any, token: Any, now: int) -> Any:
+    """Class of the time since `token` came last: 0 within 4 positions, then doubling; AGES - 1 for never."""
+    last = habits.last[token]
+    if last == 0:
+        return AGES - 1
+    k = 0
+    while k < AGES - 2 and now + 1 - last > (4 << k):
+        k += 1
+    return k

@@ -1,0 +1,184 @@
+"""What is done to rows of hidden states, one coded token each: intervals for an encoder, tokens for a decoder.
+
+Rows of an ensemble are gone through strictly in coding order; rows without one are independent of each other.
+
+Knows hidden rows, logits and the coder. Does not know threads, lanes' past, or how hidden rows come about.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nacz.coder.range_coder import decode_advance, decode_target
+from nacz.kernels.cdf import GROUP, find, fix_logits, interval, spread
+from nacz.kernels.compile import compiled
+from nacz.predictors.ensemble import adjust, learn, recall_rows, remember_row
+from nacz.predictors.recall import width
+from nacz.predictors.transformer import Shape, aligned, forward, head
+
+HEAD_ROWS = 24  # rows per product with the head: 24 x 49,152 logits are 4.7 MB
+
+
+class Rows(NamedTuple):
+    """Hidden rows in coding order, as `forward` leaves them: a uint8[rows * dim], zero int32[rows], step
+    float32[rows]."""
+
+    a: Any
+    zero: Any
+    step: Any
+
+
+class Bench(NamedTuple):
+    """Work space for one row at a time: logits float32[HEAD_ROWS * vocab], fixed and freq int32[vocab], sums
+    int32[vocab / 64]."""
+
+    logits: Any
+    fixed: Any
+    freq: Any
+    sums: Any
+
+
+def make_rows(shape: Shape, rows: int) -> Rows:
+    """Space for `rows` hidden rows."""
+    return Rows(aligned(rows * shape.dim, np.uint8), aligned(rows, np.int32), aligned(rows, np.float32))
+
+
+def make_bench(shape: Shape, rows: int) -> Bench:
+    """Work space for products of up to `rows` rows."""
+    return Bench(
+        aligned(min(rows, HEAD_ROWS) * shape.vocab, np.float32),
+        aligned(shape.vocab, np.int32),
+        aligned(shape.vocab, np.int32),
+        aligned(shape.vocab // GROUP, np.int32),
+    )
+
+
+@compiled
+def intervals(
+    kern: Any, shape: Any, w: Any, s: Any, m: int, targets: Any, bench: Any, low_out: Any, freq_out: Any
+) -> None:
+    """Intervals of `targets` (int32[m]) after `forward` over m rows, the language model alone: int64[m] each."""
+    done = 0
+    while done < m:
+        n = min(HEAD_ROWS, m - done)
+        head(kern, shape, w, s, done, n, bench.logits)
+        for r in range(n):
+            fix_logits(shape.vocab, bench.logits, r * shape.vocab, bench.fixed)
+            spread(shape.vocab, bench.fixed, bench.freq, bench.sums)
+            low, f = interval(bench.freq, bench.sums, np.int64(targets[done + r]))
+            low_out[done + r] = low
+            freq_out[done + r] = f
+        done += n
+
+
+@compiled
+def mixed_intervals(
+    kern: Any, shape: Any, w: Any, e: Any, rows: Any, first: int, m: int, lanes: int, starts: Any, tokens: Any,
+    bench: Any, cosines: Any, low_out: Any, freq_out: Any,
+) -> None:  # fmt: skip
+    """Intervals of the m tokens from number `first` in coding order, with the ensemble, into low_out and freq_out.
+
+    rows: their hidden states. starts int64[lanes + 1]: where lanes begin in `tokens` (int32, lane after lane).
+    cosines: float32, work space for HEAD_ROWS rows of the memory.
+    """
+    v = shape.vocab
+    for r in range(m):
+        remember_row(e, first + r, rows, r, tokens[starts[(first + r) % lanes] + (first + r) // lanes])
+    known = first + m
+    columns = width(e.recall, known)
+    done = 0
+    while done < m:
+        n = min(HEAD_ROWS, m - done)
+        head(kern, shape, w, rows, done, n, bench.logits)
+        recall_rows(kern, e, known, done, n, rows, cosines)
+        for r in range(n):
+            number = first + done + r
+            step, lane = number // lanes, number % lanes
+            at = starts[lane] + step
+            token = np.int64(tokens[at])
+            fix_logits(v, bench.logits, r * v, bench.fixed)
+            some = cosines[r * columns : (r + 1) * columns]
+            adjust(e, v, lane, at, starts[lane], step * lanes, tokens, some, bench.fixed)
+            spread(v, bench.fixed, bench.freq, bench.sums)
+            low, f = interval(bench.freq, bench.sums, token)
+            low_out[number] = low
+            freq_out[number] = f
+            learn(e, v, lane, at, token, tokens, bench.freq)
+        done += n
+
+
+@compiled
+def distributions(
+    kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens: Any, groups: Any, bench: Any, freq: Any, sums: Any
+) -> None:
+    """Frequencies of the token after each of `tokens`, one per lane, and their sums: int32[rows, vocab] and [rows,
+    vocab / 64]."""
+    forward(kern, shape, w, cache, s, tokens, groups)
+    done, v = 0, shape.vocab
+    while done < tokens.size:
+        n = min(HEAD_ROWS, tokens.size - done)
+        head(kern, shape, w, s, done, n, bench.logits)
+        for r in range(n):
+            fix_logits(v, bench.logits, r * v, bench.fixed)
+            spread(v, bench.fixed, freq[done + r], sums[done + r])
+        done += n
+
+
+@compiled
+def take(state: Any, stream: Any, freq: Any, sums: Any, n: int, tokens: Any) -> None:
+    """Decode the tokens of one step from finished distributions: tokens int32[n]."""
+    for r in range(n):
+        symbol, low, f = find(freq[r], sums[r], np.int64(decode_target(state, stream)))
+        decode_advance(state, stream, low, f)
+        tokens[r] = symbol
+
+
+@compiled
+def logits_and_memories(
+    kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens: Any, groups: Any, bench: Any, e: Any, known: int,
+    fixed: Any, cosines: Any, hidden: Any, at: int,
+) -> None:  # fmt: skip
+    """Fixed-point logits of the token after each of `tokens`, and its likeness to the `known` states remembered.
+
+    fixed int32[rows, vocab]; cosines float32, flat [rows, width]; hidden: Rows, from row `at` on. Reads the ensemble's
+    memory and changes nothing of it, so lanes may be worked on by several threads.
+    """
+    forward(kern, shape, w, cache, s, tokens, groups)
+    done, v = 0, shape.vocab
+    while done < tokens.size:
+        n = min(HEAD_ROWS, tokens.size - done)
+        head(kern, shape, w, s, done, n, bench.logits)
+        for r in range(n):
+            fix_logits(v, bench.logits, r * v, fixed[done + r])
+        done += n
+    recall_rows(kern, e, known, 0, tokens.size, s, cosines)
+    m, d = tokens.size, shape.dim
+    hidden.a[at * d : (at + m) * d] = s.a[: m * d]
+    hidden.zero[at : at + m] = s.zero[:m]
+    hidden.step[at : at + m] = s.step[:m]
+
+
+@compiled
+def take_mixed(
+    state: Any, stream: Any, shape: Any, e: Any, step: int, n: int, starts: Any, fixed: Any, cosines: Any, where: Any,
+    hidden: Any, bench: Any, tokens: Any, current: Any,
+) -> None:  # fmt: skip
+    """Decode the tokens of one step of n lanes with the ensemble: into `tokens` (lane after lane) and current
+    int32[n]. fixed int32[lanes, vocab] as `logits_and_memories` left it; a lane's cosines are from where[lane] on,
+    its hidden state is row `lane`."""
+    v, lanes = shape.vocab, starts.size - 1
+    columns = width(e.recall, step * lanes)
+    for lane in range(n):
+        at = starts[lane] + step
+        some = cosines[where[lane] : where[lane] + columns]
+        adjust(e, v, lane, at, starts[lane], step * lanes, tokens, some, fixed[lane])
+        spread(v, fixed[lane], bench.freq, bench.sums)
+        symbol, low, f = find(bench.freq, bench.sums, np.int64(decode_target(state, stream)))
+        decode_advance(state, stream, low, f)
+        tokens[at] = symbol
+        current[lane] = symbol
+        learn(e, v, lane, at, symbol, tokens, bench.freq)
+    for lane in range(n):
+        remember_row(e, step * lanes + lane, hidden, lane, current[lane])

@@ -1,0 +1,199 @@
+"""The ensemble on a tiny random model: what threads, blocks and lanes cannot change, and the plain decoder's agreement.
+
+Run with `pytest tests/test_ensemble.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+import tiny
+from golden_inputs import SAMPLE
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nacz.coder.range_coder import encode_intervals
+from nacz.formats.varint import encode_varint
+from nacz.kernels.dispatch import KERNELS, usable
+
+import nacz
+from nacz import lanes
+from nacz.errors import CorruptDataError, UnsupportedVersionError, UsageError
+from nacz.predictors import ensemble, recall
+from nacz.predictors.language_model import LanguageModelCoder, Params, mixed_in
+from nacz.predictors.members import ALL, MEMBERS, parse_members
+from nacz.predictors.preset import preset
+from nacz.predictors.transformer import make_shape, make_weights
+from nacz.segment_coder import CodecOptions
+from nacz.weights import store
+
+WINDOW = 256
+PRESET = "56d62a20acab1b7f230d3866e66ede0c098f049464c5c04551fdd0c5be694e50"
+
+
+@pytest.fixture(scope="module")
+def loaded() -> store.LoadedModel:
+    return store.in_memory(tiny.model())
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def coder(path: Path) -> LanguageModelCoder:
+    return LanguageModelCoder(CodecOptions(model=str(path)))
+
+
+@pytest.fixture(scope="module")
+def reference(path: Path) -> tuple[ModuleType, Any]:
+    source = Path(__file__).parent.parent / "docs" / "reference_decoder.py"
+    spec = importlib.util.spec_from_file_location("reference_decoder", source)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    plain = Path(sys.modules["reference_ensemble"].__file__ or "").read_text()
+    assert "import nacz" not in plain and "from nacz" not in plain
+    return module, module.Model(path.read_bytes())
+
+
+def some_tokens(n: int) -> Any:
+    """n token ids with passages that come again."""
+    i = np.arange(n, dtype=np.int64)
+    fresh = 17 + (i * i * 7 + i // 5) % 250
+    return np.where(i % 97 < 60, 17 + (i % 97) * 3 % 200, fresh).astype(np.int32)
+
+
+def stream_of(loaded: store.LoadedModel, tokens: Any, n_lanes: int, kern: str = "plain", **how: Any) -> bytes:
+    shape, weights = make_shape(loaded.architecture, WINDOW), make_weights(loaded)
+    found = lanes.encode_lanes(
+        KERNELS[kern], shape, weights, 0, tokens, n_lanes, **{"threads": 1, "ensemble": mixed_in(ALL), **how}
+    )
+    return encode_intervals(*found)
+
+
+def test_blocks_chunks_threads_and_kernels_change_nothing(
+    loaded: store.LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = some_tokens(1_201)
+    expected = stream_of(loaded, tokens, 3)
+    assert len(expected) < 0.9 * len(stream_of(loaded, tokens, 3, ensemble=None))
+    for rows in (1, 7, 512):
+        assert stream_of(loaded, tokens, 3, rows=rows) == expected, f"blocks of {rows}"
+    for threads in (2, 4):
+        assert stream_of(loaded, tokens, 3, threads=threads) == expected, f"{threads} threads"
+    assert stream_of(loaded, tokens, 3, kern=usable()[0]) == expected
+    shape, weights = make_shape(loaded.architecture, WINDOW), make_weights(loaded)
+    data = np.frombuffer(expected, np.uint8)
+    for kern, threads in ((usable()[0], 1), ("plain", 2), (usable()[0], 4)):
+        found = lanes.decode_lanes(
+            KERNELS[kern], shape, weights, 0, data, tokens.size, 3, threads, ensemble=mixed_in(ALL)
+        )
+        assert np.array_equal(found, tokens)
+    for chunk in (1, 100, 10**6):
+        monkeypatch.setattr(lanes, "CHUNK", chunk)
+        assert stream_of(loaded, tokens, 3, threads=2) == expected, f"chunks of {chunk} rows"
+
+
+@given(
+    data=st.one_of(
+        st.binary(min_size=1, max_size=400),
+        st.lists(st.sampled_from([b"the ", b"cat ", b"\xff", b"on a mat, "]), min_size=1, max_size=80).map(b"".join),
+    ),
+    n_lanes=st.integers(1, 5),
+    threads=st.integers(1, 3),
+    members=st.sets(st.sampled_from(sorted(MEMBERS)), min_size=1),
+)
+@settings(max_examples=30, deadline=None)
+def test_any_bytes_come_back(
+    coder: LanguageModelCoder, data: bytes, n_lanes: int, threads: int, members: set[str]
+) -> None:
+    options = CodecOptions(window=WINDOW, lanes=n_lanes, ensemble=",".join(members))
+    params, payload = coder.encode(data, options=options, threads=threads, progress=None)
+    assert coder.decode(params, payload, len(data), threads=2, progress=None) == data
+
+
+@pytest.mark.parametrize("members", [*MEMBERS, "ngram,recall", "all"])
+def test_the_reference_agrees(path: Path, reference: tuple[ModuleType, Any], members: str) -> None:
+    module, loaded = reference
+    data = (SAMPLE + b" and so on, and so on; ") * 3 + SAMPLE[:50]
+    for n_lanes in (1, 3) if members == "all" else (2,):
+        options = CodecOptions(model=str(path), window=WINDOW, lanes=n_lanes, ensemble=members)
+        archive = nacz.compress(data, options=options)
+        assert module.decode_archive(archive, loaded) == data
+
+
+@numba.njit
+def remember_all(memory: Any, a: Any, zero: Any, step: Any) -> None:
+    for i in range(zero.size):
+        recall.remember(memory, i, a, i, zero[i], step[i])
+
+
+def test_what_is_remembered_is_found_beyond_the_ring() -> None:
+    dim, vocab, ahead = 64, 128, 100
+    entries = recall.REMEMBERED + 3_000
+    memory = recall.make_recall(10**6, ahead, dim, vocab)
+    assert memory.columns % 64 == 0 and memory.columns < entries
+    a = tiny.noise(1, "states", entries * dim)
+    zero, step = np.full(entries, 128, np.int32), np.full(entries, 1 / 64, np.float32)
+    keys = np.clip(np.rint((a.reshape(-1, dim).astype(np.float32) - 128) * (step[0] * recall.UNIT)), -127, 127)
+    remember_all(memory, a, zero, step)
+    memory.token[np.arange(entries) % memory.columns] = np.arange(entries) % vocab
+    kern, seen = KERNELS["plain"], entries - ahead
+    # A query that is an old key itself, and one of an entry that is forgotten.
+    for old, is_found in ((seen - recall.REMEMBERED + 5, True), (seen - recall.REMEMBERED - 5, False)):
+        query = np.ascontiguousarray(a[old * dim : (old + 1) * dim])
+        out = np.zeros(memory.columns, np.float32)
+        recall.compare(kern, memory, entries, 1, query, zero[:1], step[:1], out)
+        total = recall.poll(memory, seen, out)
+        cosines = ((keys @ (query.astype(np.float32) - 128)) * memory.step[0]) * step[0]
+        near = [i for i in range(seen - 1, seen - 1 - recall.REMEMBERED, -1) if cosines[i] > recall.LEAST]
+        best = max((cosines[i] for i in near), default=np.float32(0))
+        near = [i for i in near if cosines[i] > max(recall.LEAST, best - recall.NEAR)]
+        assert (old in near) == is_found
+        assert list(memory.voted[: memory.size[0]]) == list(dict.fromkeys(i % vocab for i in near))
+        assert total == memory.vote[: memory.size[0]].sum()
+
+
+def test_members_have_names() -> None:
+    assert parse_members("all") == ALL == 31 and parse_members("none") == 0
+    assert parse_members("recall,bias") == MEMBERS["bias"] | MEMBERS["recall"]
+    for bad in ("", "ngrams", "ngram,", "all,bias"):
+        with pytest.raises(UsageError, match="member"):
+            parse_members(bad)
+
+
+def test_parameters() -> None:
+    def params(*values: int) -> bytes:
+        return b"".join(map(encode_varint, values))
+
+    assert Params.from_bytes(params(1, 2, 1, 10, 0, 31), 10) == Params(256, 1, 10, 31)
+    assert Params(256, 1, 10, 31).to_bytes() == params(1, 2, 1, 10, 0, 31)
+    for bad in (params(1, 2, 1, 10), params(1, 2, 1, 10, 0), params(1, 2, 1, 10, 0, 31, 0), params(0, 2, 1, 10, 0, 31)):
+        with pytest.raises(CorruptDataError):
+            Params.from_bytes(bad, 10)
+    for unknown in (params(1, 2, 1, 10, 1, 31), params(1, 2, 1, 10, 0, 0), params(1, 2, 1, 10, 0, 32)):
+        with pytest.raises(UnsupportedVersionError):
+            Params.from_bytes(unknown, 10)
+
+
+def test_the_preset_is_the_one_specified() -> None:
+    raw = (Path(__file__).parent.parent / "formats" / "ensemble-0.bin").read_bytes()
+    assert hashlib.sha256(raw).hexdigest() == PRESET
+    assert PRESET in (Path(__file__).parent.parent / "docs" / "ensemble.md").read_text()
+    assert preset(0).size == ensemble.NUMBERS == 8286
+
+
+def test_memory_is_bounded() -> None:
+    starts = np.array([0, 4_000_000], np.int64)
+    state = ensemble.make_ensemble(ALL, starts, 2048, 576, 49_152, preset(0))
+    arrays = [array for part in state for array in (part if isinstance(part, tuple) else (part,))]
+    assert sum(array.nbytes for array in arrays if isinstance(array, np.ndarray)) < 200_000_000
