@@ -155,9 +155,11 @@ def logits_and_memories(
         done += n
     recall_rows(kern, e, known, 0, tokens.size, s, cosines)
     m, d = tokens.size, shape.dim
-    hidden.a[at * d : (at + m) * d] = s.a[: m * d]
-    hidden.zero[at : at + m] = s.zero[:m]
-    hidden.step[at : at + m] = s.step[:m]
+    for i in range(m * d):
+        hidden.a[at * d + i] = s.a[i]
+    for r in range(m):
+        hidden.zero[at + r] = s.zero[r]
+        hidden.step[at + r] = s.step[r]
 
 
 @compiled

@@ -157,7 +157,7 @@ def all_compiled() -> dict[str, Any]:
 
 def inspected() -> dict[str, list[str]]:
     """{function: violations} of everything that coding and decoding the golden set compiles in this process."""
-    golden.run(["many lanes", "beyond the window"])
+    golden.run(["many lanes", "beyond the window", "ensemble"])
     out = {}
     for name, function in all_compiled().items():
         codes, assemblies = function.inspect_llvm(), function.inspect_asm()
