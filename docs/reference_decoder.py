@@ -12,6 +12,7 @@ Predictor 1, the byte model, is in reference_byte_model.py beside this file.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import struct
 import sys
@@ -23,6 +24,7 @@ import xxhash
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from reference_ensemble import Ensemble  # noqa: E402
+from reference_learning import Learner  # noqa: E402
 
 F = np.float32
 
@@ -205,18 +207,27 @@ def decode_end(archive: Fields, member_size: int, sizes: list[tuple[int, int]], 
 
 def decode_language_model(model: Model, params: Fields, payload: bytes, plain_size: int) -> bytes:
     version = params.varint()
-    check(version in (0, 1), "parameters of an unknown version")
+    check(version <= 3, "parameters of an unknown version")
     window, lanes, count = params.varint() * 128, params.varint(), params.varint()
     members = 0
-    if version == 1:
+    if version & 1:
         check(params.varint() == 0, "an ensemble of an unknown version")
         members = params.varint()
         check(1 <= members <= 31, "members that are not here")
+    learner, block = None, 0
+    if version & 2:
+        check(params.varint() == 0, "learning of an unknown version")
+        layers, rate, rows = params.varint(), params.varint(), params.varint()
+        check(1 <= layers <= model.n_layers and 1 <= rate <= 1000, "parameters out of range")
+        check(1 <= rows <= 1024 and 1 <= lanes <= 256, "parameters out of range")
+        learner, block = Learner(model, window, layers, rate), max(1, rows // lanes)
+        model = copy.copy(model)
+        model.layers = learner.layers
     check(params.ended() and 256 <= window <= 16384, "parameters out of range")
     check(1 <= count <= 2 * plain_size, "parameters out of range")
     check(1 <= lanes <= min(count, 256) and count <= lanes << 20, "parameters out of range")
     lengths = [count // lanes + (lane < count % lanes) for lane in range(lanes)]
-    streams = [Lane(model, window) for _ in range(lanes)]
+    streams = [Lane(model, window, learner is not None) for _ in range(lanes)]
     tokens: list[list[int]] = [[] for _ in range(lanes)]
     ensemble = Ensemble(members, lengths, model.vocab, model.dim, integer_exp2)
     coder = RangeDecoder(payload)
@@ -237,6 +248,11 @@ def decode_language_model(model: Model, params: Fields, payload: bytes, plain_si
                 states.append((state, token))
         for state, token in states:
             ensemble.remember(state, token)
+        if learner is not None and (step + 1) % block == 0 and step + 1 < lengths[0]:
+            first = step + 1 - block
+            learner.learn(streams, first, np.array([token for lane in tokens for token in lane[first:]]))
+            for stream in streams:
+                stream.trace.clear()
     coder.check_end()
     return model.text_of([token for lane in tokens for token in lane])
 
@@ -498,19 +514,29 @@ Seen = tuple[np.ndarray, np.float32, np.ndarray, np.float32]
 
 
 class Lane:
-    """One stream of tokens through the model. Remembers all keys and values and looks at those in the window."""
+    """One stream of tokens through the model. Remembers all keys and values and looks at those in the window.
 
-    def __init__(self, model: Model, window: int) -> None:
-        self.model, self.window, self.position = model, window, 0
+    `trace`, if wanted, is what learning needs: for each token the inputs of all layers and the output of the last, and
+    the results of all layers' attention.
+    """
+
+    def __init__(self, model: Model, window: int, is_traced: bool) -> None:
+        self.model, self.window, self.position, self.is_traced = model, window, 0, is_traced
         self.seen: dict[tuple[int, int], list[Seen]] = {}
+        self.trace: list[tuple[list[np.ndarray], list[np.ndarray]]] = []
 
     def hidden(self, token: int) -> tuple[np.ndarray, np.float32]:
         """The last hidden state after `token`, quantised: what the head is applied to."""
         m = self.model
         x = m.embed[token].astype(F) * m.embed_step[token]
+        inputs, results = [x], []
         for number, layer in enumerate(m.layers):
-            x = x + product(layer["out"], quantise(self.attention(number, product(layer["qkv"], normalise(x, m.eps)))))
+            results.append(self.attention(number, product(layer["qkv"], normalise(x, m.eps))))
+            x = x + product(layer["out"], quantise(results[-1]))
             x = x + product(layer["down"], quantise(mix(gate(product(layer["gate_up"], normalise(x, m.eps))))))
+            inputs.append(x)
+        if self.is_traced:
+            self.trace.append((inputs, results))
         self.position += 1
         return normalise(x, m.eps)
 

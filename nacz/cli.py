@@ -254,6 +254,7 @@ def _settings(flags: dict[str, Any]) -> Settings:
         window=flags.get("window"),
         lanes=flags.get("lanes"),
         ensemble=flags.get("ensemble"),
+        learn=flags.get("learn"),
         offline=flags.get("offline", False),
     )
     suffix = flags.get("suffix", ".nacz")

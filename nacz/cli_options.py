@@ -111,6 +111,7 @@ LEVEL = together(
     click.option("--window", type=click.IntRange(min=1), metavar="N", help="Tokens of context."),
     click.option("--lanes", type=click.IntRange(min=1), metavar="N", help="Streams coded in lockstep."),
     click.option("--ensemble", metavar="NAMES", help="What mixes into the model: bias,habit,ngram,match,recall; none."),
+    click.option("--learn", type=click.IntRange(0, 256), metavar="LAYERS", help="How many last layers learn; 0: none."),
 )
 
 

@@ -3,9 +3,10 @@ bits.
 
 A segment's tokens are cut into L contiguous lanes that advance in lockstep: step t codes token t of every lane, in lane
 order, into one stream. Every lane has its own transformer context; an ensemble, if there is one, is shared and goes
-through the tokens in coding order. An encoder forwards chunks of steps and then codes them: the place where weights
-could change between one chunk and the next. Workers are threads that own lanes (the compiled code holds no lock), so
-nothing is shared but what nobody writes, and the number of workers cannot change a bit.
+through the tokens in coding order. An encoder forwards chunks of steps and then codes them; where the network learns, a
+chunk is what it learns from at a time, and the next one is forwarded with other weights. Workers are threads that own
+lanes (the compiled code holds no lock), so nothing is shared but what nobody writes, and the number of workers cannot
+change a bit.
 
 Knows tokens, lanes and workers. Does not know text, parameters on disk, or the container.
 """
@@ -27,8 +28,20 @@ from nacz.errors import CorruptDataError
 from nacz.kernels.attention import BLOCK
 from nacz.kernels.cdf import GROUP
 from nacz.predictors.ensemble import Ensemble, MakeEnsemble
+from nacz.predictors.learning import Learner, Learning
 from nacz.predictors.recall import width
-from nacz.predictors.transformer import Cache, Group, Shape, Weights, aligned, forward, make_cache, make_scratch
+from nacz.predictors.transformer import (
+    Cache,
+    Group,
+    Shape,
+    Trace,
+    Weights,
+    aligned,
+    forward,
+    make_cache,
+    make_scratch,
+    make_trace,
+)  # fmt: skip
 from nacz.row_coding import (
     HEAD_ROWS,
     distributions,
@@ -75,15 +88,17 @@ def cache_bytes(shape: Shape, lanes: int) -> int:
 class _Worker:
     """What one thread works with: scratch space for `rows` rows."""
 
-    def __init__(self, kern: Any, shape: Shape, weights: Weights, rows: int) -> None:
-        self.kern, self.shape, self.weights = kern, shape, weights
+    def __init__(self, kern: Any, shape: Shape, weights: Weights, trace: Trace, rows: int) -> None:
+        self.kern, self.shape, self.weights, self.trace = kern, shape, weights, trace
         self.scratch = make_scratch(shape, rows)
         self.bench = make_bench(shape, rows)
 
-    def forward(self, cache: Cache, inputs: NDArray[np.int32], position: int) -> None:
-        """Run one block of a cache's only lane; its hidden rows are then in the scratch space."""
+    def forward(self, cache: Cache, inputs: NDArray[np.int32], position: int, row: int) -> None:
+        """Run one block of a cache's only lane; its hidden rows are then in the scratch space. row: where its rows
+        begin in the trace."""
         groups = Group(*(np.array([v], np.int64) for v in (0, 0, inputs.size, position)))
-        forward(self.kern, self.shape, self.weights, cache, self.scratch, inputs, groups)
+        trace = self.trace._replace(row=np.arange(row, row + inputs.size))
+        forward(self.kern, self.shape, self.weights, cache, self.scratch, inputs, groups, trace)
 
     def intervals(self, targets: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(cumulative, frequency) of the tokens that follow those of `forward`, by the language model alone."""
@@ -107,9 +122,11 @@ class _Encoding:
 
     def __init__(
         self, kern: Any, shape: Shape, weights: Weights, bos: int, tokens: NDArray[np.int32], lanes: int, rows: int,
-        ensemble: MakeEnsemble | None,
+        ensemble: MakeEnsemble | None, learner: Learner | None,
     ) -> None:  # fmt: skip
-        self.kern, self.shape, self.weights = kern, shape, weights
+        self.kern, self.shape, self.learner = kern, shape, learner
+        self.weights = learner.weights if learner else weights
+        self.trace = learner.trace if learner else make_trace(shape, shape.layers, 0)
         self.tokens, self.lanes, self.rows = tokens, lanes, rows
         self.starts = lane_starts(tokens.size, lanes)
         self.lengths = np.diff(self.starts)
@@ -124,8 +141,11 @@ class _Encoding:
         self.idle: SimpleQueue[_Worker] = SimpleQueue()
         self.caches: list[Cache | None] = [None] * lanes
         self.steps, self.ensemble = longest, None
-        if ensemble is not None:
+        if learner is not None:
+            self.steps = learner.steps
+        elif ensemble is not None:
             self.steps = max(1, min(CHUNK // lanes, longest))
+        if ensemble is not None:
             self.ensemble = ensemble(self.starts, self.steps * lanes, shape)
             # One chunk is forwarded while the other is coded.
             self.hidden = [make_rows(shape, self.steps * lanes) for _ in range(2)]
@@ -135,7 +155,11 @@ class _Encoding:
 
     def forward_chunk(self, chunk: int, lane: int, stop: list[bool]) -> None:
         """Forward the tokens of one lane in a chunk; without an ensemble, code them too."""
-        worker = self.idle.get() if not self.idle.empty() else _Worker(self.kern, self.shape, self.weights, self.rows)
+        worker = (
+            self.idle.get()
+            if not self.idle.empty()
+            else _Worker(self.kern, self.shape, self.weights, self.trace, self.rows)
+        )
         cache = self.caches[lane] or make_cache(self.shape, 1)
         end = min((chunk + 1) * self.steps, int(self.lengths[lane]))
         for first in range(chunk * self.steps, end, self.rows):
@@ -143,7 +167,7 @@ class _Encoding:
                 return
             m = min(self.rows, end - first)
             at = int(self.starts[lane]) + first
-            worker.forward(cache, self.inputs[at : at + m], first)
+            worker.forward(cache, self.inputs[at : at + m], first, lane * self.steps + first - chunk * self.steps)
             place = first * self.lanes + lane
             if self.ensemble is None:
                 low, freq = worker.intervals(self.tokens[at : at + m])
@@ -156,8 +180,19 @@ class _Encoding:
                 rows, d, s = self.hidden[chunk % 2], self.shape.dim, worker.scratch
                 rows.a.reshape(-1, d)[some] = s.a[: m * d].reshape(m, d)
                 rows.zero[some], rows.step[some] = s.zero[:m], s.step[:m]
-        self.caches[lane] = cache if end < self.lengths[lane] else None
+        # Lanes that are done need no cache, but a chunk that is learned from does.
+        self.caches[lane] = cache if end < self.lengths[lane] or self.learner else None
         self.idle.put(worker)
+
+    def learn_chunk(self, chunk: int) -> None:
+        """Learn from a chunk that was forwarded, if the network learns and another chunk follows."""
+        if self.learner is None or chunk + 1 >= self.chunks:
+            return
+        # The last step alone can lack lanes, so every lane has all steps of a chunk that another one follows.
+        at = [int(start) + chunk * self.steps for start in self.starts[:-1]]
+        targets = np.concatenate([self.tokens[i : i + self.steps] for i in at])
+        caches = [(cache, 0) for cache in self.caches if cache is not None]
+        self.learner.learn(caches, chunk * self.steps, targets)
 
     def code_chunk(self, chunk: int) -> None:
         """Code the tokens of a chunk that was forwarded, in coding order; the ensemble learns from them."""
@@ -190,15 +225,19 @@ def encode_lanes(
     progress: Progress | None = None,
     rows: int = ROWS,
     ensemble: MakeEnsemble | None = None,
+    learning: Learning | None = None,
 ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
     """(cumulative, frequency) of every token in coding order, uint32[tokens] each, of a total of 2^24.
 
     tokens: int32[n], n >= lanes >= 1. ensemble: makes the predictors that mix in, None for the language model alone.
+    learning: how the network learns, None for weights that stay.
     The result does not depend on `threads`, `rows` or `kern`. With two threads or more one chunk is forwarded by that
     many workers while the calling thread codes the one before.
     """
     longest = int(lane_lengths(tokens.size, lanes)[0])
-    work = _Encoding(kern, fitted(shape, longest), weights, bos, tokens, lanes, min(rows, longest), ensemble)
+    shape = fitted(shape, longest)
+    learner = learning and Learner(kern, shape, weights, learning, lanes, threads)
+    work = _Encoding(kern, shape, weights, bos, tokens, lanes, min(rows, longest), ensemble, learner)
     stop = [False]
     running: list[Future[None] | None] = [None] * lanes
 
@@ -223,7 +262,7 @@ def encode_lanes(
                     for future in finished:
                         future.result()
                     work.report(progress)
-                # Between chunks: whatever the next one is forwarded with must be there by now.
+                work.learn_chunk(chunk)
                 if threads > 1:
                     begin(chunk + 1)
                 work.code_chunk(chunk)
@@ -232,6 +271,8 @@ def encode_lanes(
             work.report(progress)
         finally:
             stop[0] = True
+            if learner:
+                learner.close()
     return work.low.astype(np.uint32), work.freq.astype(np.uint32)
 
 
@@ -246,6 +287,7 @@ def decode_lanes(
     threads: int,
     progress: Progress | None = None,
     ensemble: MakeEnsemble | None = None,
+    learning: Learning | None = None,
 ) -> NDArray[np.int32]:
     """The `count` tokens (int32) that a stream of `lanes` lanes holds, lane after lane. Raises CorruptDataError.
 
@@ -253,19 +295,26 @@ def decode_lanes(
     """
     lengths = lane_lengths(count, lanes)
     shape = fitted(shape, int(lengths[0]))
-    work = _Decoding(kern, shape, weights, bos, stream, count, lanes, max(1, min(threads, lanes)), ensemble)
+    learner = learning and Learner(kern, shape, weights, learning, lanes, threads)
+    work = _Decoding(kern, shape, weights, bos, stream, count, lanes, max(1, min(threads, lanes)), ensemble, learner)
     due = 0.0
-    with ThreadPoolExecutor(max(1, len(work.team) - 1)) as pool:
-        for t in range(int(lengths[0])):
-            active = int(np.count_nonzero(lengths > t))
-            futures = [pool.submit(work.predict, i, t, active) for i in range(1, len(work.team))]
-            work.predict(0, t, active)
-            for future in futures:
-                future.result()
-            work.take(t, active)
-            if progress is not None and time.monotonic() >= due:
-                due = time.monotonic() + POLL
-                progress(np.minimum(lengths, t + 1), work.out, min(int(work.state[POSITION]), stream.size))
+    try:
+        with ThreadPoolExecutor(max(1, len(work.team) - 1)) as pool:
+            for t in range(int(lengths[0])):
+                active = int(np.count_nonzero(lengths > t))
+                futures = [pool.submit(work.predict, i, t, active) for i in range(1, len(work.team))]
+                work.predict(0, t, active)
+                for future in futures:
+                    future.result()
+                work.take(t, active)
+                if t + 1 < lengths[0]:
+                    work.learn(t)
+                if progress is not None and time.monotonic() >= due:
+                    due = time.monotonic() + POLL
+                    progress(np.minimum(lengths, t + 1), work.out, min(int(work.state[POSITION]), stream.size))
+    finally:
+        if learner:
+            learner.close()
     if not decoder_consistent(work.state, stream):
         raise CorruptDataError("the coded stream does not end where its tokens do")
     return work.out
@@ -276,13 +325,17 @@ class _Decoding:
 
     def __init__(
         self, kern: Any, shape: Shape, weights: Weights, bos: int, stream: NDArray[np.uint8], count: int, lanes: int,
-        workers: int, ensemble: MakeEnsemble | None,
+        workers: int, ensemble: MakeEnsemble | None, learner: Learner | None,
     ) -> None:  # fmt: skip
+        self.learner = learner
+        weights = learner.weights if learner else weights
+        trace = learner.trace if learner else make_trace(shape, shape.layers, 0)
+        self.steps = learner.steps if learner else 1
         self.shape, self.lanes, self.starts = shape, lanes, lane_starts(count, lanes)
         self.stream, self.state = stream, decoder_init(stream)
         self.out, self.current = np.zeros(count, np.int32), np.full(lanes, bos, np.int32)
         self.first = [lanes * i // workers for i in range(workers + 1)]
-        self.team = [_Worker(kern, shape, weights, b - a) for a, b in pairwise(self.first)]
+        self.team = [_Worker(kern, shape, weights, trace, b - a) for a, b in pairwise(self.first)]
         self.caches = [make_cache(shape, b - a) for a, b in pairwise(self.first)]
         self.logits = np.empty((lanes, shape.vocab), np.int32)  # without an ensemble: frequencies
         self.sums = np.empty((lanes, shape.vocab // GROUP), np.int32)
@@ -302,17 +355,30 @@ class _Decoding:
         tokens, worker = self.current[first:last], self.team[i]
         lane = np.arange(last - first, dtype=np.int64)
         groups = Group(lane, lane, np.ones_like(lane), np.full_like(lane, t))
+        trace = worker.trace._replace(row=(first + lane) * self.steps + t % self.steps)
         if self.ensemble is None:
             distributions(
-                worker.kern, self.shape, worker.weights, self.caches[i], worker.scratch, tokens, groups, worker.bench,
+                worker.kern, self.shape, worker.weights, self.caches[i], worker.scratch, tokens, groups, trace,
+                worker.bench,
                 self.logits[first:last], self.sums[first:last],
             )  # fmt: skip
         else:
             room = self.cosines[first * self.ensemble.recall.columns :]
             logits_and_memories(
-                worker.kern, self.shape, worker.weights, self.caches[i], worker.scratch, tokens, groups, worker.bench,
+                worker.kern, self.shape, worker.weights, self.caches[i], worker.scratch, tokens, groups, trace,
+                worker.bench,
                 self.ensemble, t * self.lanes, self.logits[first:last], room, self.hidden, first,
             )  # fmt: skip
+
+    def learn(self, t: int) -> None:
+        """Learn from the chunk that step t ends, if it ends one."""
+        if self.learner is None or (t + 1) % self.steps:
+            return
+        first = t + 1 - self.steps
+        targets = np.concatenate([self.out[at + first : at + t + 1] for at in self.starts[:-1]])
+        owned = [(cache, lane) for cache, (a, b) in zip(self.caches, pairwise(self.first), strict=True)
+                 for lane in range(b - a)]  # fmt: skip
+        self.learner.learn(owned, first, targets)
 
     def take(self, t: int, active: int) -> None:
         """Take token t of the first `active` lanes from the stream."""

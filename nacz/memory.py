@@ -28,6 +28,7 @@ def decoding_memory(header: SegmentHeader, model: str | None, offline: bool) -> 
     from nacz.lanes import cache_bytes, fitted, lane_lengths
     from nacz.predictors.ensemble import memory
     from nacz.predictors.language_model import Params
+    from nacz.predictors.learning import learning_bytes
     from nacz.predictors.transformer import make_shape
     from nacz.weights.store import load_model
 
@@ -39,4 +40,6 @@ def decoding_memory(header: SegmentHeader, model: str | None, offline: bool) -> 
     needed += cache_bytes(fitted(shape, longest), params.lanes) + _PER_TOKEN * params.tokens
     if params.members:
         needed += memory(params.members, params.tokens, params.lanes, shape.dim, shape.vocab)
+    if params.learning is not None:
+        needed += learning_bytes(fitted(shape, longest), params.learning, params.lanes)
     return needed + _PER_LANE * params.lanes * shape.vocab

@@ -111,11 +111,12 @@ def mixed_intervals(
 
 @compiled
 def distributions(
-    kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens: Any, groups: Any, bench: Any, freq: Any, sums: Any
+    kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens: Any, groups: Any, trace: Any, bench: Any, freq: Any,
+    sums: Any,
 ) -> None:
     """Frequencies of the token after each of `tokens`, one per lane, and their sums: int32[rows, vocab] and [rows,
     vocab / 64]."""
-    forward(kern, shape, w, cache, s, tokens, groups)
+    forward(kern, shape, w, cache, s, tokens, groups, trace)
     done, v = 0, shape.vocab
     while done < tokens.size:
         n = min(HEAD_ROWS, tokens.size - done)
@@ -137,15 +138,15 @@ def take(state: Any, stream: Any, freq: Any, sums: Any, n: int, tokens: Any) -> 
 
 @compiled
 def logits_and_memories(
-    kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens: Any, groups: Any, bench: Any, e: Any, known: int,
-    fixed: Any, cosines: Any, hidden: Any, at: int,
+    kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens: Any, groups: Any, trace: Any, bench: Any, e: Any,
+    known: int, fixed: Any, cosines: Any, hidden: Any, at: int,
 ) -> None:  # fmt: skip
     """Fixed-point logits of the token after each of `tokens`, and its likeness to the `known` states remembered.
 
     fixed int32[rows, vocab]; cosines float32, flat [rows, width]; hidden: Rows, from row `at` on. Reads the ensemble's
     memory and changes nothing of it, so lanes may be worked on by several threads.
     """
-    forward(kern, shape, w, cache, s, tokens, groups)
+    forward(kern, shape, w, cache, s, tokens, groups, trace)
     done, v = 0, shape.vocab
     while done < tokens.size:
         n = min(HEAD_ROWS, tokens.size - done)

@@ -67,6 +67,7 @@ class CodecOptions:
     lanes         streams per segment, None for the choice by size and level
     ensemble      what mixes into the language model: names like "ngram,match", "all" or "none"; None for the level's
                   choice
+    learn         how many of the network's last layers learn while it codes, 0 for none; None for the level's choice
     segment_size  plain bytes per segment, None for the predictor's choice
     offline       never fetch weights
     """
@@ -76,6 +77,7 @@ class CodecOptions:
     window: int | None = None
     lanes: int | None = None
     ensemble: str | None = None
+    learn: int | None = None
     segment_size: int | None = None
     offline: bool = False
 
@@ -86,6 +88,8 @@ class CodecOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name.replace('_', ' ')} must be at least 1: {value}")
+        if self.learn is not None and self.learn < 0:
+            raise UsageError(f"learn must be at least 0: {self.learn}")
 
     @classmethod
     def at(cls, level: int | None, options: CodecOptions | None) -> CodecOptions:

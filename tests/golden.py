@@ -47,6 +47,7 @@ class Case(NamedTuple):
     lanes: int = 1
     window: int = 256
     ensemble: str = "none"
+    learn: int = 0
 
 
 def cases() -> dict[str, Case]:
@@ -66,6 +67,8 @@ def cases() -> dict[str, Case]:
         "beyond the window": Case(text(1100, 3)),
         "ensemble": Case(text(900, 6) + text(900, 6)[:500], lanes=3, ensemble="all"),
         "ensemble of one lane": Case(text(600, 7), ensemble="all"),
+        "learning": Case(text(80, 10) * 20, learn=2),
+        "learning of one layer in lanes": Case(text(90, 11) * 20, lanes=3, ensemble="all", learn=1),
         "ensemble without memory": Case(text(600, 8), lanes=2, ensemble="bias,habit,ngram,match"),
     }
 
@@ -75,6 +78,7 @@ def real_cases() -> dict[str, Case]:
     return {
         "real text": Case(text(2048, 4), lanes=2, window=512),
         "real text, ensemble": Case(text(2048, 9), lanes=2, window=512, ensemble="all"),
+        "real text, learning": Case(text(3500, 12), lanes=2, window=512, ensemble="all", learn=2),
         "short real text": Case(text(400, 5)),  # for emulators
     }
 
@@ -117,10 +121,13 @@ def run(names: list[str] | None = None, *, weights: bool = False, threads: int =
                 if names and name not in names:
                     continue
                 options = CodecOptions(
-                    level=6, model=model, window=case.window, lanes=case.lanes, ensemble=case.ensemble, offline=True
+                    level=6, model=model, window=case.window, lanes=case.lanes, ensemble=case.ensemble, learn=case.learn,
+                    offline=True,
                 )
                 coder = language_model.LanguageModelCoder(options)
                 params, payload = coder.encode(case.data, options=options, threads=threads, progress=None)
+                learns = language_model.Params.from_bytes(params, len(case.data)).learning is not None
+                assert learns == bool(case.learn), f"{name}: learning is not what the case is for"
                 found[name] = digest(params, payload)
                 back = coder.decode(params, payload, len(case.data), threads=threads, progress=None)
                 assert back == case.data, f"{name}: other bytes came back"

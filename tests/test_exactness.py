@@ -304,11 +304,12 @@ def fast_logits(kern: Any, model: ExactModel, tokens: NDArray[np.int32]) -> NDAr
     shape = transformer.make_shape(loaded.architecture, 256)
     weights = transformer.make_weights(loaded)
     cache, scratch = transformer.make_cache(shape, 1), transformer.make_scratch(shape, 128)
+    nothing = transformer.make_trace(shape, shape.layers, 0)
     out = []
     for at in range(0, len(tokens), 128):
         some = tokens[at : at + 128]
         group = transformer.Group(*(np.array([v], np.int64) for v in (0, 0, len(some), at)))
-        transformer.forward(kern, shape, weights, cache, scratch, some, group)
+        transformer.forward(kern, shape, weights, cache, scratch, some, group, nothing)
         logits = transformer.aligned(some.size * shape.vocab, F)
         transformer.head(kern, shape, weights, scratch, 0, some.size, logits)
         out.append(logits.reshape(some.size, -1))

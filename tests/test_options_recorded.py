@@ -31,6 +31,7 @@ OPTIONS = {
     "window": "recorded",
     "lanes": "recorded",
     "ensemble": "recorded",  # as bits of its members
+    "learn": "recorded",  # as layers, rate and rows
     "segment_size": "recorded",  # as the plain sizes of segments
     "offline": "nothing",
 }

@@ -22,13 +22,14 @@ class Runner:
     def __init__(self, kern: Any, model: store.LoadedModel, lanes: int, rows: int, window: int = 256) -> None:
         self.kern, self.shape = kern, transformer.make_shape(model.architecture, window)
         self.weights = transformer.make_weights(model)
+        self.trace = transformer.make_trace(self.shape, self.shape.layers, 0)
         self.cache, self.scratch = transformer.make_cache(self.shape, lanes), transformer.make_scratch(self.shape, rows)
 
     def logits(self, tokens: NDArray[np.int32], groups: list[tuple[int, int, int]]) -> NDArray[np.float32]:
         """groups: (lane, rows, position) each. Returns float32 [rows, vocab]."""
         lane, count, position = (np.array(column, np.int64) for column in zip(*groups, strict=True))
         parts = transformer.Group(lane, np.cumsum(count) - count, count, position)
-        transformer.forward(self.kern, self.shape, self.weights, self.cache, self.scratch, tokens, parts)
+        transformer.forward(self.kern, self.shape, self.weights, self.cache, self.scratch, tokens, parts, self.trace)
         out = aligned(tokens.size * self.shape.vocab, F)
         transformer.head(self.kern, self.shape, self.weights, self.scratch, 0, tokens.size, out)
         return out.reshape(tokens.size, -1)

@@ -30,6 +30,7 @@ from nacz.predictors.transformer import (
     make_cache,
     make_scratch,
     make_shape,
+    make_trace,
     make_weights,
 )
 from nacz.tokens import Tokenizer
@@ -162,11 +163,12 @@ def _stretch(
     sums = aligned(shape.vocab // GROUP, np.int32)
     inputs = np.empty_like(tokens)
     inputs[0], inputs[1:] = bos, tokens[:-1]
+    nothing = make_trace(shape, shape.layers, 0)
     for at in range(0, tokens.size, rows):
         some = slice(at, min(at + rows, tokens.size))
         m = some.stop - at
         groups = Group(*(np.array([v], np.int64) for v in (0, 0, m, at)))
-        forward(kern, shape, weights, cache, scratch, inputs[some], groups)
+        forward(kern, shape, weights, cache, scratch, inputs[some], groups, nothing)
         _look(kern, shape, weights, scratch, tokens[some], logits, fixed, freq, sums, taken[some], best[some], best_freq[some])  # fmt: skip # noqa: E501
         count(m)
 

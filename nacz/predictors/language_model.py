@@ -19,6 +19,7 @@ from nacz.kernels.dispatch import chosen
 from nacz.kernels.rope import POSITIONS
 from nacz.lanes import Progress, cache_bytes, decode_lanes, encode_lanes, fitted, lane_lengths
 from nacz.predictors.ensemble import Ensemble, MakeEnsemble, make_ensemble
+from nacz.predictors.learning import MAX_ROWS, Learning
 from nacz.predictors.members import ALL, parse_members
 from nacz.predictors.preset import preset
 from nacz.predictors.transformer import CONTRACT, Shape, make_shape, make_weights
@@ -31,19 +32,27 @@ from nacz.segment_coder import (
 )  # fmt: skip
 from nacz.weights.store import LoadedModel, load_model
 
-ALONE, MIXED = 0, 1  # versions of the parameters: the language model alone; with an ensemble
+MIXED, LEARNS = 1, 2  # bits of the parameters' version: an ensemble mixes in; the network learns
+LEARNING_VERSION = 0  # of docs/learning.md
 ENSEMBLE_VERSION = 0  # of docs/ensemble.md and its preset
+TRIAL_BLOCKS = 8  # blocks of rows that decide whether a segment learns
 MIN_WINDOW, MAX_WINDOW = 2 * BLOCK, 128 * BLOCK
 MAX_LANES = 256
 MAX_CACHE = 2 << 30  # bytes of keys and values that a decoder will ever take
 LANE_POSITIONS = 16 * 2048  # window x lanes: bounds the cache to 380 MB for the default model
 
 
+# By number of layers, from docs/experiments.md.
+_RATES = ((6, Learning(6, 30, 512)), (12, Learning(12, 20, 512)), (256, Learning(256, 10, 256)))
+
+
 class _Effort(NamedTuple):
-    """What a level buys: tokens of context, how long a lane must be before another one starts, and what mixes in."""
+    """What a level buys: tokens of context, how long a lane must be before another one starts, how the network
+    learns, and what mixes in."""
 
     window: int
     lane_tokens: int
+    learning: Learning | None = None
     members: int = ALL
 
 
@@ -52,48 +61,68 @@ EFFORTS = {
     4: _Effort(512, 3_000),
     5: _Effort(1_024, 4_500),
     6: _Effort(2_048, 6_000),
-    7: _Effort(2_048, 16_000),
-    8: _Effort(4_096, 32_000),
-    9: _Effort(8_192, 100_000),
+    7: _Effort(2_048, 16_000, _RATES[0][1]),
+    8: _Effort(4_096, 32_000, _RATES[1][1]),
+    9: _Effort(8_192, 100_000, _RATES[2][1]),
 }
 
 
 class Params(NamedTuple):
     """Parameters of a segment, as recorded: window in positions, number of lanes, number of tokens, bits of the
-    ensemble's members."""
+    ensemble's members, and how the network learns."""
 
     window: int
     lanes: int
     tokens: int
     members: int = 0
+    learning: Learning | None = None
 
     def to_bytes(self) -> bytes:
-        values = [MIXED if self.members else ALONE, self.window // BLOCK, self.lanes, self.tokens]
+        version = (MIXED if self.members else 0) | (LEARNS if self.learning else 0)
+        values = [version, self.window // BLOCK, self.lanes, self.tokens]
         if self.members:
             values += [ENSEMBLE_VERSION, self.members]
+        if self.learning:
+            values += [LEARNING_VERSION, *self.learning]
         return b"".join(map(encode_varint, values))
 
     @classmethod
     def from_bytes(cls, data: bytes, plain_size: int) -> Params:
         """Parse and check everything that does not need the model. Raises CorruptDataError, UnsupportedVersionError."""
-        values, at = [], 0
-        while len(values) < 4 or (values[0] == MIXED and len(values) < 6):
-            value, at = decode_varint(data, at, "a language-model parameter")
-            values.append(value)
-            if values[0] not in (ALONE, MIXED):
-                raise UnsupportedVersionError(f"language-model parameters of unknown version: {values[0]}")
-            if len(values) == 5 and value != ENSEMBLE_VERSION:
-                raise UnsupportedVersionError(f"an ensemble of unknown version: {value}")
-        window, lanes, tokens = values[1] * BLOCK, values[2], values[3]
-        members = values[5] if values[0] == MIXED else 0
-        if values[0] == MIXED and not 1 <= members <= ALL:
-            raise UnsupportedVersionError(f"an ensemble with unknown members: {members}")
+        at = 0
+
+        def take(count: int) -> list[int]:
+            nonlocal at
+            values = []
+            for _ in range(count):
+                value, at = decode_varint(data, at, "a language-model parameter")
+                values.append(value)
+            return values
+
+        version, members, learning = take(1)[0], 0, None
+        if version > MIXED | LEARNS:
+            raise UnsupportedVersionError(f"language-model parameters of unknown version: {version}")
+        blocks, lanes, tokens = take(3)
+        if version & MIXED:
+            kind, members = take(2)
+            if kind != ENSEMBLE_VERSION:
+                raise UnsupportedVersionError(f"an ensemble of unknown version: {kind}")
+            if not 1 <= members <= ALL:
+                raise UnsupportedVersionError(f"an ensemble with unknown members: {members}")
+        if version & LEARNS:
+            kind = take(1)[0]
+            if kind != LEARNING_VERSION:
+                raise UnsupportedVersionError(f"learning of unknown version: {kind}")
+            learning = Learning(*take(3))
+            if not (1 <= learning.layers <= 256 and 1 <= learning.rate <= 1000 and 1 <= learning.rows <= MAX_ROWS):
+                raise CorruptDataError("the parameters of learning are out of range")
+        window = blocks * BLOCK
         # No token is shorter than half a byte (an escaped byte is two tokens).
         if at != len(data) or not MIN_WINDOW <= window <= MAX_WINDOW or not 1 <= tokens <= 2 * plain_size:
             raise CorruptDataError("the language-model parameters of a segment are out of range")
         if not 1 <= lanes <= min(tokens, MAX_LANES) or tokens > lanes * POSITIONS:
             raise CorruptDataError(f"a segment of {tokens} tokens cannot have {lanes} lanes")
-        return cls(window, lanes, tokens, members)
+        return cls(window, lanes, tokens, members, learning)
 
 
 def default_lanes(tokens: int, window: int, lane_tokens: int) -> int:
@@ -140,11 +169,19 @@ class LanguageModelCoder:
         if lanes > MAX_LANES or cache_bytes(fitted(shape, int(lane_lengths(tokens.size, lanes)[0])), lanes) > MAX_CACHE:
             raise UsageError(f"too many lanes for a decoder's memory: {lanes}")
         members = effort.members if options.ensemble is None else parse_members(options.ensemble)
+        learning = effort.learning if options.learn is None else learning_of(options.learn)
+        if learning is not None:
+            learning = learning._replace(layers=min(learning.layers, shape.layers))
+        if learning is not None and tokens.size <= lanes * max(1, learning.rows // lanes):
+            learning = None  # nothing is learned from the last block
+        if learning is not None and not _worth_learning(model, shape, tokens, lanes, threads, learning):
+            learning = None
         intervals = encode_lanes(
             chosen()[1], shape, make_weights(model), model.vocabulary.bos_id, tokens, lanes, threads,
-            _translated(progress, model, tokens.size, lanes), ensemble=mixed_in(members),
+            _translated(progress, model, tokens.size, lanes), ensemble=mixed_in(members), learning=learning,
         )  # fmt: skip
-        return Params(window, lanes, int(tokens.size), members).to_bytes(), encode_intervals(*intervals)
+        params = Params(window, lanes, int(tokens.size), members, learning)
+        return params.to_bytes(), encode_intervals(*intervals)
 
     def decode(
         self, params: bytes, payload: bytes, plain_size: int, *, threads: int, progress: SegmentProgress | None
@@ -154,11 +191,36 @@ class LanguageModelCoder:
         shape = make_shape(model.architecture, p.window)
         if cache_bytes(fitted(shape, int(lane_lengths(p.tokens, p.lanes)[0])), p.lanes) > MAX_CACHE:
             raise CorruptDataError("a segment asks for more memory than any encoder would")
+        if p.learning is not None and p.learning.layers > shape.layers:
+            raise CorruptDataError("a segment says that more layers learn than there are")
         tokens = decode_lanes(
             chosen()[1], shape, make_weights(model), model.vocabulary.bos_id, np.frombuffer(payload, np.uint8),
             p.tokens, p.lanes, threads, _translated(progress, model, p.tokens, p.lanes), mixed_in(p.members),
+            p.learning,
         )  # fmt: skip
         return model.vocabulary.decode(tokens)
+
+
+def learning_of(layers: int) -> Learning | None:
+    """How that many last layers learn: the fewer, the faster. None for none."""
+    if layers <= 0:
+        return None
+    return next((how for most, how in _RATES if layers <= most), _RATES[-1][1])._replace(layers=layers)
+
+
+def _worth_learning(
+    model: LoadedModel, shape: Shape, tokens: NDArray[np.int32], lanes: int, threads: int, learning: Learning
+) -> bool:
+    """Whether the first blocks, coded with and without learning, come out smaller with it."""
+    some = tokens[: TRIAL_BLOCKS * learning.rows]
+    lanes = min(lanes, max(1, some.size // (2 * learning.rows // lanes)))
+    bits = [
+        float(np.sum(24.0 - np.log2(encode_lanes(
+            chosen()[1], shape, make_weights(model), model.vocabulary.bos_id, some, lanes, threads, learning=how,
+        )[1])))
+        for how in (None, learning)
+    ]  # fmt: skip
+    return bits[1] < bits[0]
 
 
 def mixed_in(members: int) -> MakeEnsemble | None:

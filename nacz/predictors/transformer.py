@@ -108,6 +108,26 @@ class Group(NamedTuple):
     position: Any
 
 
+class Trace(NamedTuple):
+    """What learning needs of a forward pass, for layers from `first` on: each layer's input and its attention's result
+    (float32 [layers - first][rows][dim], flat) and the last layer's output. Row r of a call goes to row[r] (int64)."""
+
+    first: int
+    x: Any
+    out: Any
+    end: Any
+    row: Any
+
+
+def make_trace(shape: Shape, first: int, rows: int) -> Trace:
+    """Room for `rows` rows of the layers from `first` on; with first = shape.layers nothing is kept."""
+    size = (shape.layers - first) * rows * shape.dim
+    end = rows * shape.dim if first < shape.layers else 0
+    return Trace(
+        first, aligned(size, np.float32), aligned(size, np.float32), aligned(end, np.float32), np.zeros(1, np.int64)
+    )
+
+
 def aligned(n: int, dtype: Any) -> NDArray[Any]:
     """Zeros whose first byte lies on a 64-byte boundary."""
     size = n * np.dtype(dtype).itemsize
@@ -200,8 +220,17 @@ def _attention_rows(
 
 
 @compiled
-def forward(kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens: Any, groups: Any) -> None:
+def _keep(m: int, d: int, at: int, x: Any, row: Any, kept: Any) -> None:
+    """Copy m rows of x to the places of `row` in `kept`, from row `at` on."""
+    for r in range(m):
+        to = (at + row[r]) * d
+        kept[to : to + d] = x[r * d : (r + 1) * d]
+
+
+@compiled
+def forward(kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens: Any, groups: Any, trace: Any) -> None:
     """Run all layers over rows of tokens (int32[m]); leaves the normalised, quantised rows in s.a, s.zero, s.step."""
+    kept = trace.end.size // shape.dim
     m, d, f = tokens.size, shape.dim, shape.ffn
     qkv = (shape.heads + 2 * shape.kv_heads) * HEAD
     half = HEAD // 2
@@ -218,6 +247,8 @@ def forward(kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens: Any, grou
             # distances that the model was trained on (StreamingLLM's positions inside the cache).
             angles(w.rope, half, min(position, shape.sink_reach), s.cos, s.sin, at + half)
     for layer in range(shape.layers):
+        if layer >= trace.first:
+            _keep(m, d, (layer - trace.first) * kept, s.x, trace.row, trace.x)
         normalise_rows(m, d, shape.eps, s.x, s.a, s.zero, s.step)
         scaled_product(
             kern, m, qkv, d, s.a, s.zero, s.step, w.qkv, layer * qkv * d, w.qkv_sum, w.qkv_step, layer * qkv, s.wide
@@ -229,6 +260,8 @@ def forward(kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens: Any, grou
                 count = min(groups.count[g] - done, BLOCK - position % BLOCK)
                 _attention_rows(kern, shape, cache, s, layer, groups.lane[g], groups.first[g] + done, count, position)
                 done += count
+        if layer >= trace.first:
+            _keep(m, d, (layer - trace.first) * kept, s.hidden, trace.row, trace.out)
         quantise_rows(m, d, s.hidden, s.a, s.zero, s.step)
         scaled_product(kern, m, d, d, s.a, s.zero, s.step, w.out, layer * d * d, w.out_sum, w.out_step, layer * d, s.y)
         add_rows(m * d, s.x, s.y)
@@ -244,6 +277,8 @@ def forward(kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens: Any, grou
             kern, m, d, f, s.a, s.zero, s.step, w.down, layer * d * f, w.down_sum, w.down_step, layer * d, s.y
         )
         add_rows(m * d, s.x, s.y)
+    if trace.first < shape.layers:
+        _keep(m, d, 0, s.x, trace.row, trace.end)
     normalise_rows(m, d, shape.eps, s.x, s.a, s.zero, s.step)
 
 

@@ -1,0 +1,152 @@
+"""The network that learns while it codes: gradients against float64, and the same bits whatever computes them."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from float_network import FloatNetwork
+from nacz.coder.range_coder import encode_intervals
+from nacz.formats.varint import encode_varint
+from nacz.kernels.dispatch import KERNELS, usable
+
+from nacz.errors import CorruptDataError, UnsupportedVersionError
+from nacz.lanes import decode_lanes, encode_lanes
+from nacz.predictors.language_model import LanguageModelCoder, Params
+from nacz.predictors.learning import Learner, Learning
+from nacz.predictors.transformer import (
+    LOG2_E,
+    Group,
+    forward,
+    make_cache,
+    make_scratch,
+    make_shape,
+    make_weights,
+)  # fmt: skip
+from nacz.segment_coder import CodecOptions
+from nacz.weights import store
+
+WINDOW = 256
+BOS = 0
+
+
+@pytest.fixture(scope="module")
+def model() -> store.LoadedModel:
+    return store.in_memory(tiny.model())
+
+
+def some_tokens(n: int) -> Any:
+    """n token ids that repeat themselves now and then."""
+    i = np.arange(n, dtype=np.int64)
+    return (17 + (i * i * 7 + i // 5) % 250).astype(np.int32)
+
+
+def encoded(
+    model: store.LoadedModel, tokens: Any, lanes: int, learning: Learning, kern: str = "plain", **how: Any
+) -> bytes:
+    shape, weights = make_shape(model.architecture, WINDOW), make_weights(model)
+    how = {"threads": 1, "learning": learning, **how}
+    return encode_intervals(*encode_lanes(KERNELS[kern], shape, weights, BOS, tokens, lanes, **how))
+
+
+def decoded(
+    model: store.LoadedModel, stream: bytes, n: int, lanes: int, learning: Learning, kern: str, threads: int
+) -> Any:
+    shape, weights = make_shape(model.architecture, WINDOW), make_weights(model)
+    data = np.frombuffer(stream, np.uint8)
+    return decode_lanes(KERNELS[kern], shape, weights, BOS, data, n, lanes, threads, learning=learning)
+
+
+def test_blocks_threads_and_kernels_change_nothing(model: store.LoadedModel) -> None:
+    tokens = some_tokens(1_201)  # three lanes of 400: beyond the window of 256
+    learning = Learning(layers=2, rate=50, rows=150)
+    expected = encoded(model, tokens, 3, learning)
+    assert hashlib.sha256(expected).hexdigest()[:16] == PINNED
+    for rows in (1, 7, 64, 512):
+        assert encoded(model, tokens, 3, learning, rows=rows) == expected, f"blocks of {rows}"
+    for threads in (2, 4):
+        assert encoded(model, tokens, 3, learning, threads=threads) == expected, f"{threads} threads"
+    for kern in usable():
+        assert encoded(model, tokens, 3, learning, kern=kern) == expected, kern
+    for kern, threads in ((usable()[0], 1), ("plain", 2), (usable()[0], 4)):
+        assert np.array_equal(decoded(model, expected, tokens.size, 3, learning, kern, threads), tokens)
+
+
+def test_learning_makes_what_repeats_smaller(model: store.LoadedModel) -> None:
+    tokens = np.tile(some_tokens(97), 20)
+    shape, weights = make_shape(model.architecture, WINDOW), make_weights(model)
+
+    def bits(learning: Learning | None) -> float:
+        frequency = encode_lanes(KERNELS[usable()[0]], shape, weights, BOS, tokens, 1, 1, learning=learning)[1]
+        return float(np.sum(24.0 - np.log2(frequency)))
+
+    assert bits(Learning(layers=2, rate=50, rows=128)) < 0.97 * bits(None)
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_gradients_against_float64(model: store.LoadedModel, lanes: int) -> None:
+    """A first step's gradients, from Adam's first moment, against differences of a float64 network's loss."""
+    steps = 96 // lanes
+    tokens = some_tokens(96).reshape(lanes, steps)
+    inputs = np.concatenate([np.full((lanes, 1), BOS), tokens[:, :-1]], axis=1).astype(np.int32)
+    kern, shape, weights = KERNELS[usable()[0]], make_shape(model.architecture, WINDOW), make_weights(model)
+    learner = Learner(kern, shape, weights, Learning(layers=2, rate=1, rows=96), lanes, 1)
+    cache, lane = make_cache(shape, lanes), np.arange(lanes)
+    groups = Group(lane, lane * steps, np.full(lanes, steps), np.zeros(lanes, np.int64))
+    trace = learner.trace._replace(row=np.arange(96))
+    forward(kern, shape, weights, cache, make_scratch(shape, 96), inputs.reshape(-1), groups, trace)
+    learner.learn([(cache, i) for i in range(lanes)], 0, tokens.reshape(-1))
+    learner.close()
+    network, rng = FloatNetwork(tiny.model()), np.random.default_rng(1)
+    for (name, layer), w in network.weights.items():
+        # Gradients carry the head's change to binary logarithms, and Adam's moment a tenth of them.
+        moment = learner.matrix(name, layer).first.reshape(w.shape).astype(np.float64) * 10.0 / LOG2_E
+        noise = rng.standard_normal(w.shape)
+        direction = noise / np.linalg.norm(noise) + moment / np.linalg.norm(moment)
+        expected = sum(network.difference(name, layer, direction, *pair) for pair in zip(inputs, tokens, strict=True))
+        assert float(np.sum(moment * direction)) == pytest.approx(expected, rel=0.1), (name, layer)
+
+
+def test_parameters_of_learning() -> None:
+    params = Params(256, 2, 1_000, 0, Learning(6, 20, 512))
+    assert Params.from_bytes(params.to_bytes(), 10_000) == params
+    for values, error in [
+        ((4, 2, 2, 1_000), UnsupportedVersionError),
+        ((2, 2, 2, 1_000, 1, 6, 20, 512), UnsupportedVersionError),
+        ((2, 2, 2, 1_000, 0, 0, 20, 512), CorruptDataError),
+        ((2, 2, 2, 1_000, 0, 6, 0, 512), CorruptDataError),
+        ((2, 2, 2, 1_000, 0, 6, 20, 1 << 40), CorruptDataError),
+    ]:
+        with pytest.raises(error):
+            Params.from_bytes(b"".join(map(encode_varint, values)), 10_000)
+
+
+@pytest.fixture(scope="module")
+def coder(tmp_path_factory: pytest.TempPathFactory) -> LanguageModelCoder:
+    path = tiny.write(tmp_path_factory.mktemp("model"))
+    return LanguageModelCoder(CodecOptions(model=str(path)))
+
+
+def test_segments_learn_and_come_back(coder: LanguageModelCoder) -> None:
+    data = b"the cat sat on the mat and the dog on the log; " * 80
+    options = CodecOptions(level=9, learn=2, ensemble="none")
+    params, payload = coder.encode(data, options=options, threads=2, progress=None)
+    assert Params.from_bytes(params, len(data)).learning == Learning(2, 30, 512)
+    assert coder.decode(params, payload, len(data), threads=1, progress=None) == data
+    still = coder.encode(data, options=CodecOptions(level=9, learn=0, ensemble="none"), threads=1, progress=None)
+    assert len(payload) < len(still[1])
+
+
+def test_noise_is_not_learned_from(coder: LanguageModelCoder) -> None:
+    data = tiny.noise(3, "noise", 3_000).tobytes()
+    options = CodecOptions(level=9, learn=2, ensemble="none")
+    params, payload = coder.encode(data, options=options, threads=1, progress=None)
+    still = coder.encode(data, options=CodecOptions(level=9, learn=0, ensemble="none"), threads=1, progress=None)
+    assert len(params) + len(payload) <= len(still[0]) + len(still[1])
+    assert coder.decode(params, payload, len(data), threads=1, progress=None) == data
+
+
+PINNED = "99a736a8739e3154"
