@@ -97,10 +97,14 @@ PINNED_TINY = {
     "ensemble": "7e49bc065b77c10ffbc58c168ac5a02b084d0d6ad3312ec9f2f54eceec4e3df7",
     "ensemble of one lane": "4b821ae4bdf5207042e0fced2c4174f39a487ccd333dfd519b15e6eb4fdce1f7",
     "ensemble without memory": "34d53056de0678d16327e16dd26e1db3c72126194d2b2ec87fd19f2a65757f60",
+    "learning": "27ddb7341a2d408836014c027d2f200b6f16399593df5fb8755d0006c4743ffb",
+    "learning of one layer in lanes": "89e1a1e241032805a07b242ea8352e24473cc209ed490228e22ea8d6639f5107",
 }
 PINNED_REAL = {
     "real text": "de75d2830f42147a988707c3ccf520506d7f9a7aad8c830c946b3b30bda6efdc",
     "short real text": "e99c4d34d427591cf553a7320ce2c48f49d3dd4dfc97fff606f00dc1f6b1fb39",
+    "real text, ensemble": "743542d659b47fe7d03cf66d733982b944c1a3a74f2e03eb292eedb9bf05cf2b",
+    "real text, learning": "17135789513838485020001cda081627e68ce861114e0c435d2462fd8b30e1b0",
 }
 PINNED = PINNED_TINY | PINNED_REAL
 
@@ -121,8 +125,8 @@ def run(names: list[str] | None = None, *, weights: bool = False, threads: int =
                 if names and name not in names:
                     continue
                 options = CodecOptions(
-                    level=6, model=model, window=case.window, lanes=case.lanes, ensemble=case.ensemble, learn=case.learn,
-                    offline=True,
+                    level=6, model=model, window=case.window, lanes=case.lanes, ensemble=case.ensemble,
+                    learn=case.learn, offline=True,
                 )
                 coder = language_model.LanguageModelCoder(options)
                 params, payload = coder.encode(case.data, options=options, threads=threads, progress=None)
