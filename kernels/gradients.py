@@ -34,6 +34,7 @@ TOGETHER = 16  # rows that a transposition takes at a time, so that both sides s
 PANEL = 64  # rows of a matrix that one step of the update takes
 LARGEST = np.float32(127.0)  # of a weight in units of its row's step
 GOLDEN = np.int32(0x9E3779B1 - (1 << 32))  # 2^32 over the golden ratio: its multiples fill the circle evenly
+FRACTION_UNIT = np.float32(2.0**-24)
 EPSILON = np.float32(2.0**-60)  # keeps 0 / 0 out of the optimiser
 
 
@@ -150,7 +151,7 @@ def split_bytes(row: int, m: int, n: int, first: int, count: int, x: Any, top: A
         inverse = np.float32(32766.0) / max(top[r], TINY)
         start = iadd(np.int32(first), imul(np.int32(row + r), 40503))
         for i in range(count):
-            fraction = to_float(sar(imul(iadd(start, np.int32(i)), GOLDEN), 8)) * np.float32(2.0**-24)
+            fraction = to_float(sar(imul(iadd(start, np.int32(i)), GOLDEN), 8)) * FRACTION_UNIT
             v = iadd(round_near(source[i] * inverse + fraction), 32768)
             up[i] = np.uint8(sar(v, 8))
             down[i] = np.uint8(iand(v, 255))
@@ -273,5 +274,5 @@ def dithered(count: int, first: int, q: Any, out: Any) -> None:
     for i in range(count):
         h = np.uint64(first + i) * np.uint64(0x9E3779B97F4A7C15)
         h = (h ^ (h >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
-        fraction = np.float32(np.int64(h >> np.uint64(40))) * np.float32(2.0**-24)
+        fraction = np.float32(np.int64(h >> np.uint64(40))) * FRACTION_UNIT
         out[i] = np.float32(q[i]) + (fraction - np.float32(0.5)) * np.float32(0.98)

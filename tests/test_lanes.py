@@ -144,7 +144,7 @@ def test_hostile_parameters_are_refused_before_any_work(coder: LanguageModelCode
         with pytest.raises(CorruptDataError):
             coder.decode(bad, b"abc", 10, threads=1, progress=None)
     with pytest.raises(UnsupportedVersionError):
-        coder.decode(params(2, 2, 1, 10), b"abc", 10, threads=1, progress=None)
+        coder.decode(params(4, 2, 1, 10), b"abc", 10, threads=1, progress=None)
     with pytest.raises(UsageError, match="window"):
         coder.encode(b"abc", options=CodecOptions(window=300), threads=1, progress=None)
 
