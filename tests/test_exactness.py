@@ -157,7 +157,7 @@ def all_compiled() -> dict[str, Any]:
 
 def inspected() -> dict[str, list[str]]:
     """{function: violations} of everything that coding and decoding the golden set compiles in this process."""
-    golden.run(["many lanes", "beyond the window", "ensemble"])
+    golden.run(["many lanes", "beyond the window", "ensemble", "learning"])
     out = {}
     for name, function in all_compiled().items():
         codes, assemblies = function.inspect_llvm(), function.inspect_asm()
@@ -180,7 +180,9 @@ def test_machine_code_is_exact(tmp_path: Path) -> None:
         "nacz.row_coding.take", "nacz.row_coding.mixed_intervals", "nacz.row_coding.take_mixed",
         "nacz.predictors.ensemble.adjust", "nacz.predictors.ensemble.learn", "nacz.predictors.candidates.learn_weights",
         "nacz.predictors.habits.learn_bias", "nacz.predictors.recall.poll", "nacz.predictors.recall.remember",
-        "nacz.kernels.attention.attend", "nacz.kernels.gemm.scaled_product", "nacz.kernels.cdf.spread",
+        "nacz.predictors.learning._head_rows", "nacz.predictors.learning._update", "nacz.kernels.gradients.adam_rows",
+        "nacz.kernels.attention_gradient.attention_gradient", "nacz.kernels.attention.attend",
+        "nacz.kernels.gemm.scaled_product", "nacz.kernels.cdf.spread",
         "nacz.kernels.rows.normalise_rows", "nacz.kernels.rows.gated_rows", "nacz.kernels.rope.angles",
     ):  # fmt: skip
         assert needed in found, f"{needed} was not looked at; these were: {sorted(found)}"

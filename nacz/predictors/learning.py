@@ -157,6 +157,12 @@ def _head_rows(
 
 
 @compiled
+def _copy(x: Any, to: Any) -> None:
+    for i in range(x.size):
+        to[i] = x[i]
+
+
+@compiled
 def _times(m: int, step: Any, factor: Any) -> None:
     for r in range(m):
         step[r] = step[r] * factor[r]
@@ -198,7 +204,7 @@ def _backward_rows(
     rms_inverse(m, d, shape.eps, mid, s.row)
     _times(m, b.term_step[2][first:], s.row)
     # Back through the feed-forward block. The rotation is symmetric: it is its own transpose.
-    b.d_down[some] = dx
+    _copy(dx, b.d_down[some])
     quantise_scaled(m, d, dx, down.step, s.row, s.a, s.zero, s.step)
     scaled_product(kern, m, f, d, s.a, s.zero, s.step, down.turned, 0, down.turned_sums, s.unit, 0, s.hidden)
     rotate_rows(m, f, shape.two, shape.three, s.hidden)
@@ -208,7 +214,7 @@ def _backward_rows(
     scaled_product(kern, m, d, 2 * f, s.a, s.zero, s.step, gate_up.turned, 0, gate_up.turned_sums, s.unit, 0, s.y)
     norm_gradient(m, d, shape.eps, mid, s.y, dx)
     # And through the attention's output.
-    b.d_out[some] = dx
+    _copy(dx, b.d_out[some])
     quantise_scaled(m, d, dx, out.step, s.row, s.a, s.zero, s.step)
     scaled_product(kern, m, d, d, s.a, s.zero, s.step, out.turned, 0, out.turned_sums, s.unit, 0, d_heads)
 

@@ -224,7 +224,9 @@ def _keep(m: int, d: int, at: int, x: Any, row: Any, kept: Any) -> None:
     """Copy m rows of x to the places of `row` in `kept`, from row `at` on."""
     for r in range(m):
         to = (at + row[r]) * d
-        kept[to : to + d] = x[r * d : (r + 1) * d]
+        some = kept[to : to + d]
+        for i in range(d):
+            some[i] = x[r * d + i]
 
 
 @compiled
