@@ -16,7 +16,7 @@ LAST_LEVEL_WITHOUT_WEIGHTS = 3
 
 TEXT = "peps-2026.first300000.txt:0:50000"
 TEXT_IN_WORDS = "50,000 bytes of English that the model has not seen"
-MACHINE = "2 cores of an AMD EPYC, 2026-11-22, commit d1002f8, before the ensemble and learning"
+MACHINE = "2 cores of an AMD EPYC, 2026-11-22, commit d1002f8"
 
 
 class Level(NamedTuple):
