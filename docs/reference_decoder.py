@@ -239,7 +239,7 @@ def decode_language_model(model: Model, params: Fields, payload: bytes, plain_si
             state = streams[lane].hidden(tokens[lane][-1] if step else model.bos)
             fixed = fixed_point(product(model.head, state))
             if members:
-                fixed = ensemble.adjust(fixed, lane, step * lanes, state)
+                fixed = ensemble.adjust(fixed, lane, max(step - 1, 0) * lanes, state)
             frequencies = distribution(fixed)
             token = coder.symbol(frequencies)
             tokens[lane].append(token)

@@ -94,7 +94,7 @@ class Ensemble:
         return self.place[token]
 
     def adjust(self, fixed: np.ndarray, lane: int, seen: int, hidden: tuple[np.ndarray, np.float32]) -> np.ndarray:
-        """The logits of the next token of `lane`, changed; `seen`: states remembered before this step."""
+        """The logits of the next token of `lane`, changed; `seen`: states of all steps but the latest."""
         fixed = fixed.copy()
         if self.members & BIAS:
             fixed += np.trunc(self.bias).astype(np.int64)

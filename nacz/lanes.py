@@ -27,7 +27,7 @@ from nacz.coder.range_coder import POSITION, decoder_consistent, decoder_init
 from nacz.errors import CorruptDataError
 from nacz.kernels.attention import BLOCK
 from nacz.kernels.cdf import GROUP
-from nacz.predictors.ensemble import Ensemble, MakeEnsemble
+from nacz.predictors.ensemble import Ensemble, MakeEnsemble, seen_at
 from nacz.predictors.learning import Learner, Learning
 from nacz.predictors.recall import width
 from nacz.predictors.transformer import (
@@ -367,7 +367,7 @@ class _Decoding:
             logits_and_memories(
                 worker.kern, self.shape, worker.weights, self.caches[i], worker.scratch, tokens, groups, trace,
                 worker.bench,
-                self.ensemble, t * self.lanes, self.logits[first:last], room, self.hidden, first,
+                self.ensemble, seen_at(t, self.lanes), self.logits[first:last], room, self.hidden, first,
             )  # fmt: skip
 
     def learn(self, t: int) -> None:
@@ -387,8 +387,8 @@ class _Decoding:
             self.out[self.starts[:active] + t] = self.current[:active]
             return
         recall, begin = self.ensemble.recall, np.array(self.first)[self.owner]
-        where = begin * recall.columns + (np.arange(self.lanes) - begin) * width(recall, t * self.lanes)
+        where = begin * recall.columns + (np.arange(self.lanes) - begin) * width(recall, seen_at(t, self.lanes))
         take_mixed(
-            self.state, self.stream, self.shape, self.ensemble, t, active, self.starts, self.logits, self.cosines,
-            where, self.hidden, self.bench, self.out, self.current,
+            self.state, self.stream, self.shape, self.ensemble, t, 0, active, self.starts, self.logits,
+            self.cosines, where, self.hidden, self.bench, self.out, self.current,
         )  # fmt: skip

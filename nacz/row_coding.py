@@ -14,7 +14,7 @@ import numpy as np
 from nacz.coder.range_coder import decode_advance, decode_target
 from nacz.kernels.cdf import GROUP, find, fix_logits, interval, spread
 from nacz.kernels.compile import compiled
-from nacz.predictors.ensemble import adjust, learn, recall_rows, remember_row
+from nacz.predictors.ensemble import adjust, learn, recall_rows, remember_row, seen_at
 from nacz.predictors.recall import width
 from nacz.predictors.transformer import Shape, aligned, forward, head
 
@@ -100,7 +100,7 @@ def mixed_intervals(
             token = np.int64(tokens[at])
             fix_logits(v, bench.logits, r * v, bench.fixed)
             some = cosines[r * columns : (r + 1) * columns]
-            adjust(e, v, lane, at, starts[lane], step * lanes, tokens, some, bench.fixed)
+            adjust(e, v, lane, at, starts[lane], seen_at(step, lanes), tokens, some, bench.fixed)
             spread(v, bench.fixed, bench.freq, bench.sums)
             low, f = interval(bench.freq, bench.sums, token)
             low_out[number] = low
@@ -143,8 +143,9 @@ def logits_and_memories(
 ) -> None:  # fmt: skip
     """Fixed-point logits of the token after each of `tokens`, and its likeness to the `known` states remembered.
 
-    fixed int32[rows, vocab]; cosines float32, flat [rows, width]; hidden: Rows, from row `at` on. Reads the ensemble's
-    memory and changes nothing of it, so lanes may be worked on by several threads.
+    fixed int32[rows, vocab]; cosines float32, flat [rows, width]; hidden: Rows, from row `at` on. Of the ensemble it
+    reads the `known` states and changes nothing, so lanes may be worked on by several threads, and while `take_mixed`
+    is at work on others: what that remembers is not known yet, and its ring is long enough not to reach the known.
     """
     forward(kern, shape, w, cache, s, tokens, groups, trace)
     done, v = 0, shape.vocab
@@ -165,23 +166,24 @@ def logits_and_memories(
 
 @compiled
 def take_mixed(
-    state: Any, stream: Any, shape: Any, e: Any, step: int, n: int, starts: Any, fixed: Any, cosines: Any, where: Any,
-    hidden: Any, bench: Any, tokens: Any, current: Any,
+    state: Any, stream: Any, shape: Any, e: Any, step: int, first: int, n: int, starts: Any, fixed: Any, cosines: Any,
+    where: Any, hidden: Any, bench: Any, tokens: Any, current: Any,
 ) -> None:  # fmt: skip
-    """Decode the tokens of one step of n lanes with the ensemble: into `tokens` (lane after lane) and current
-    int32[n]. fixed int32[lanes, vocab] as `logits_and_memories` left it; a lane's cosines are from where[lane] on,
-    its hidden state is row `lane`."""
+    """Decode the tokens of one step of lanes `first` to n - 1 with the ensemble: into `tokens` (lane after lane) and
+    current int32[lanes]. fixed int32[lanes, vocab] as `logits_and_memories` left it; a lane's cosines are from
+    where[lane] on, its hidden state is row `lane`."""
     v, lanes = shape.vocab, starts.size - 1
-    columns = width(e.recall, step * lanes)
-    for lane in range(n):
+    seen = seen_at(step, lanes)
+    columns = width(e.recall, seen)
+    for lane in range(first, n):
         at = starts[lane] + step
         some = cosines[where[lane] : where[lane] + columns]
-        adjust(e, v, lane, at, starts[lane], step * lanes, tokens, some, fixed[lane])
+        adjust(e, v, lane, at, starts[lane], seen, tokens, some, fixed[lane])
         spread(v, fixed[lane], bench.freq, bench.sums)
         symbol, low, f = find(bench.freq, bench.sums, np.int64(decode_target(state, stream)))
         decode_advance(state, stream, low, f)
         tokens[at] = symbol
         current[lane] = symbol
         learn(e, v, lane, at, symbol, tokens, bench.freq)
-    for lane in range(n):
+    for lane in range(first, n):
         remember_row(e, step * lanes + lane, hidden, lane, current[lane])

@@ -94,17 +94,17 @@ PINNED_TINY = {
     "many lanes": "a79d32180f46c221d5a0062bf7a3c1b1949569a8a9a52f8acb8ec5da5737b73e",
     "unequal lanes": "3a1f78cbb8fafe41e6c4bf51db79d0e6a0e0a43e1ffcd306c8480881e7cfd9f3",
     "beyond the window": "88bff2f41eb27019f7933cd5fd2dbe433265c41304a283c6caab2ea3843a04d2",
-    "ensemble": "7e49bc065b77c10ffbc58c168ac5a02b084d0d6ad3312ec9f2f54eceec4e3df7",
+    "ensemble": "56e0166030e0d2e2f2cdaf91323e168a9dd8381899652747380a20d0f9c6943f",
     "ensemble of one lane": "4b821ae4bdf5207042e0fced2c4174f39a487ccd333dfd519b15e6eb4fdce1f7",
     "ensemble without memory": "34d53056de0678d16327e16dd26e1db3c72126194d2b2ec87fd19f2a65757f60",
     "learning": "27ddb7341a2d408836014c027d2f200b6f16399593df5fb8755d0006c4743ffb",
-    "learning of one layer in lanes": "89e1a1e241032805a07b242ea8352e24473cc209ed490228e22ea8d6639f5107",
+    "learning of one layer in lanes": "386ff00a5b963e70db3ad83bdc1fd2c3847f5bcab80951904a07eba74fd81ab5",
 }
 PINNED_REAL = {
     "real text": "de75d2830f42147a988707c3ccf520506d7f9a7aad8c830c946b3b30bda6efdc",
     "short real text": "e99c4d34d427591cf553a7320ce2c48f49d3dd4dfc97fff606f00dc1f6b1fb39",
-    "real text, ensemble": "743542d659b47fe7d03cf66d733982b944c1a3a74f2e03eb292eedb9bf05cf2b",
-    "real text, learning": "17135789513838485020001cda081627e68ce861114e0c435d2462fd8b30e1b0",
+    "real text, ensemble": "a63e23dc6fb3230882661566b425f8070c85a12b3e2f8392a2f78c349e1bf5e5",
+    "real text, learning": "12a3f66e822aa371c24b629286f94a3ba6a0574c4ed1847057dcc48b392786fd",
 }
 PINNED = PINNED_TINY | PINNED_REAL
 

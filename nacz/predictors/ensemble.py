@@ -57,16 +57,17 @@ class Ensemble(NamedTuple):
     members: int
 
 
-# (lane starts, hidden states remembered ahead at most, shape) to an ensemble for one segment.
+# (lane starts, hidden states remembered from the step at hand on at most, shape) to an ensemble for one segment.
 MakeEnsemble = Callable[[NDArray[np.int64], int, Shape], Ensemble]
 
 
 def make_ensemble(members: int, starts: Any, rows: int, dim: int, vocab: int, preset: Any) -> Ensemble:
     """A fresh ensemble for a segment whose lanes begin at starts[:-1] and which has starts[-1] tokens.
 
-    `rows`: how many hidden states are remembered ahead of their tokens at most. Absent members take no memory.
+    `rows`: how many hidden states, from the first of the step at hand on, are remembered at most. Absent members take
+    no memory.
     """
-    tokens = int(starts[-1])
+    tokens, rows = int(starts[-1]), rows + len(starts) - 1  # a step more: see `seen_at`
     return Ensemble(
         candidates=make_candidates(vocab, preset),
         habits=make_habits(vocab),
@@ -86,8 +87,17 @@ def memory(members: int, tokens: int, lanes: int, dim: int, vocab: int) -> int:
     if members & MATCH:
         needed += 16 * tokens
     if members & RECALL:
-        needed += min(tokens, REMEMBERED + lanes) * (dim + 12 + 4 * lanes)
+        needed += min(tokens, REMEMBERED + 2 * lanes) * (dim + 12 + 4 * lanes)
     return needed
+
+
+@compiled
+def seen_at(step: int, lanes: int) -> Any:
+    """How many hidden states may be recalled in a step: those of all lanes, but the step before it is left out.
+
+    So lanes can be predicted before the tokens of others in the step before are known.
+    """
+    return max(step - 1, 0) * lanes
 
 
 @compiled
