@@ -5,6 +5,10 @@ machine code inside an unchanged caller, which for a codec means wrong bytes. So
 sources of the package: any change starts afresh. `NACZ_CACHE_DIR` moves the folder; where none is writable, functions
 are compiled in memory.
 
+Numba writes a function's index and then the numbered file that the index promises. Two processes that keep two
+signatures of one function at the same moment would choose the same number, and one of them would later run the code of
+the other. So whoever keeps machine code holds a lock on the folder.
+
 `fastmath` is never set: no contraction, no reassociation. Division follows IEEE (`error_model="numpy"`), without the
 test for zero that would keep loops from being vectorised.
 """
@@ -14,7 +18,8 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,6 +68,31 @@ def cache_folder() -> Path | None:
         return None
 
 
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, where the system has such locks."""
+    try:
+        import fcntl
+    except ImportError:  # not POSIX
+        yield
+        return
+    with open(folder / "lock", "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # closing the file gives it back
+        yield
+
+
+def _keep_alone(dispatcher: Any, folder: Path) -> None:
+    """Let one process at a time keep machine code of this function."""
+    files = dispatcher._cache._cache_file
+    save = files.save
+
+    def locked(key: Any, data: Any) -> None:
+        with _alone(folder):
+            save(key, data)
+
+    files.save = locked
+
+
 def compiled(function: F) -> F:
     """Compile with Numba: no GIL, no fast-math, machine code cached on disk per state of the sources."""
     folder = cache_folder()
@@ -75,4 +105,5 @@ def compiled(function: F) -> F:
         kept: F = njit(nogil=True, error_model="numpy", cache=True)(function)
     finally:
         config.CACHE_DIR = before
+    _keep_alone(kept, folder)
     return kept

@@ -38,6 +38,32 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def background(*arguments: str | Path, cwd: Path, **more: str) -> subprocess.Popen[bytes]:
+    """A child that does what signals say by default, also where the tests were started with signals ignored (nohup)."""
+
+    def default_signals() -> None:
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_DFL)
+
+    return subprocess.Popen(
+        [*FAKE, *map(str, arguments)],
+        cwd=cwd,
+        env=environment(**more),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=default_signals,
+    )
+
+
+def wait_for_work(folder: Path, before: int) -> None:
+    """Until a temporary file is beside the `before` others: work goes on, and signals have their handlers."""
+    deadline = time.monotonic() + 60
+    while len(names(folder)) == before and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    assert len(names(folder)) == before + 1, "the temporary file is there while work goes on"
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "text").write_bytes(TEXT)
@@ -72,20 +98,10 @@ def test_signals_leave_nothing_behind(folder: Path, number: int, code: int, dire
     if direction == "decompress":
         assert run("--rm", "text", cwd=folder).returncode == 0
     before = names(folder)
-    child = subprocess.Popen(
-        [*FAKE, direction, *before],
-        cwd=folder,
-        env=environment(ORDER0_SLOW="1"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    deadline = time.monotonic() + 20
-    while len(names(folder)) == len(before) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    time.sleep(0.3)
-    assert len(names(folder)) == len(before) + 1, "the temporary file is there while work goes on"
+    child = background(direction, *before, cwd=folder, ORDER0_SLOW="1")
+    wait_for_work(folder, len(before))
     child.send_signal(number)
-    out, err = child.communicate(timeout=20)
+    out, err = child.communicate(timeout=60)
     assert child.returncode == code
     assert b"Traceback" not in err
     assert names(folder) == before
@@ -96,14 +112,14 @@ def test_nohup_is_respected(folder: Path) -> None:
         "import signal, os, sys\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\nos.execv(sys.argv[1], sys.argv[1:])"
     )
     child = subprocess.Popen(
-        [sys.executable, "-c", program, *FAKE, "text"], cwd=folder, env=environment(ORDER0_SLOW="0.001")
+        [sys.executable, "-c", program, *FAKE, "text"], cwd=folder, env=environment(ORDER0_SLOW="1")
     )
-    time.sleep(1.0)
+    wait_for_work(folder, 1)
     child.send_signal(signal.SIGHUP)
     time.sleep(0.3)
     assert child.poll() is None
     child.terminate()
-    assert child.wait(20) == 143
+    assert child.wait(60) == 143
 
 
 @pytest.mark.parametrize("arguments", [["-dc", "text.nacz"], ["list", *["text.nacz"] * 3000]])
@@ -205,14 +221,16 @@ def test_members_through_cat(folder: Path) -> None:
 
 @pytest.mark.parametrize(("argument", "limit"), [("--version", 0.3), ("--help", 0.2)])
 def test_start_is_fast(argument: str, limit: float) -> None:
-    """The best of several, because the machine may be busy with something else."""
+    """The best of many, because the machine may be busy with something else."""
     program = shutil.which("nacz", path=os.path.dirname(sys.executable)) or shutil.which("nacz")
     command = [program] if program else [sys.executable, "-c", "import sys, nacz.cli; sys.exit(nacz.cli.main())"]
     best = 9.0
-    for _ in range(7):
+    for _ in range(40):
         start = time.perf_counter()
         subprocess.run([*command, argument], check=True, capture_output=True, env=environment())
         best = min(best, time.perf_counter() - start)
+        if best < limit:
+            break
     assert best < limit
 
 
@@ -237,21 +255,16 @@ def test_a_signal_asks_how_far_it_is(folder: Path, name: str) -> None:
     number = getattr(signal, name, None)
     if number is None:
         pytest.skip(f"no {name} here")
-    child = subprocess.Popen(
-        [*FAKE, "compress", "-1", "text"], cwd=folder, env=environment(ORDER0_SLOW="1"), stderr=subprocess.PIPE
-    )
+    child = background("compress", "-1", "text", cwd=folder, ORDER0_SLOW="1")
     assert child.stderr is not None
-    deadline = time.monotonic() + 20
-    while len(names(folder)) == 1 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    time.sleep(0.5)
+    wait_for_work(folder, 1)
     child.send_signal(number)
     line = child.stderr.readline().decode()
     child.send_signal(number)
     again = child.stderr.readline().decode()
     child.terminate()
-    assert child.wait(20) == 143
-    pattern = r"nacz: text: \d+ %, compress [\d.]+ k?B of 2.3 kB, [\d.]+ KB/s, [\d.]+ bpb, about \d+ s left\n"
+    assert child.wait(60) == 143
+    pattern = r"nacz: text: \d+ %, compress [\d.]+ k?B of 2.3 kB, [\d.]+ KB/s, [\d.]+ bpb, about \d+ (s|min) left\n"
     assert re.fullmatch(pattern, line) and re.fullmatch(pattern, again)
 
 

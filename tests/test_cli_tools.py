@@ -185,6 +185,25 @@ def test_help_tells_levels_environment_and_exit_codes(run: Nacz) -> None:
     assert shown.count("...") == 1, "the words beside each verb fit"
 
 
+def verbs() -> list[list[str]]:
+    """Every verb as it is typed, groups and their members included."""
+    found: list[list[str]] = [[]]
+    for name, command in cli.cli.commands.items():
+        if not command.hidden:
+            found.append([name])
+            if isinstance(command, click.Group):
+                found += [[name, member] for member in command.commands]
+    return found
+
+
+@pytest.mark.parametrize("verb", verbs(), ids=" ".join)
+def test_help_of_every_verb_fits_a_terminal(run: Nacz, verb: list[str]) -> None:
+    assert run(*verb, "--help") == 0
+    lines = run.out.decode().splitlines()
+    assert lines[0].startswith(" ".join(["Usage: nacz", *verb]))
+    assert max(map(len, lines)) <= 80, max(lines, key=len)
+
+
 def test_every_variable_that_is_read_is_told() -> None:
     from nacz.kernels.compile import _sources
 

@@ -165,7 +165,7 @@ def inspected() -> dict[str, list[str]]:
     return out
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_machine_code_is_exact(tmp_path: Path) -> None:
     """In a process that finds no machine code, so that all is compiled and can be read."""
     settings = os.environ | {"NACZ_CACHE_DIR": str(tmp_path)}
