@@ -40,7 +40,7 @@ _WRITE = {
     "--peers", "peers_text", default="all", metavar="LIST",
     help="Of gzip, bzip2, xz, zstd, brotli, ppmd, zpaq, perhaps with a setting as zstd:3; or all, or none.",
 )  # fmt: skip
-@click.option("--ablate", "ablations", multiple=True, metavar="CHOICE", help="Also with this choice of predictors.")
+@click.option("--ablate", is_flag=True, help="Also each level without, and with only, each part of its ensemble.")
 @together(
     *(click.option(f"--{kind}", metavar="OUT", shell_complete=complete_file, help=_WRITE[kind]) for kind in _WRITE)
 )

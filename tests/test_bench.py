@@ -9,14 +9,20 @@ import hashlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tiny
 from cli_runner import Nacz
+from golden_inputs import SAMPLE
 
-from nacz import errors, levels
-from nacz.bench import coders, command, report, sources
+import nacz
+from nacz import CodecOptions, errors, levels, segment_coder
+from nacz.bench import ablation, coders, command, report, sources
 from nacz.bench import run as runs
 from nacz.bench.run import Row, Skipped
+from nacz.predictors.language_model import LanguageModelCoder
+from nacz.predictors.members import MEMBERS, parse_members
 
 TEXT = b"The quick brown fox jumps over the lazy dog. " * 60
 
@@ -170,17 +176,83 @@ def test_bench_as_people_call_it(corpora: Path, run: Nacz, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    "arguments", [["nowhere"], ["--levels", "0"], ["--peers", "arj"], ["--ablate", "x", "--levels", "6"]], ids=" ".join
+    "arguments", [["nowhere"], ["--levels", "0"], ["--peers", "arj"], ["--ablate", "--levels", "1-3"]], ids=" ".join
 )
 def test_bench_refuses(run: Nacz, arguments: list[str]) -> None:
-    from dataclasses import fields
-
-    from nacz import CodecOptions
-
-    if "--ablate" in arguments and "ensemble" in {field.name for field in fields(CodecOptions)}:
-        pytest.skip("there is an ensemble to take apart")
     assert run("bench", *arguments) == 1
     assert run.err.count("\n") == 1 and run.out == b""
+
+
+# -- taking a level apart ---------------------------------------------------------------------------------------------
+
+
+def test_what_is_measured_to_take_a_level_apart() -> None:
+    six = [coder.label for coder in ablation.taken_apart(6)]
+    names = list(MEMBERS)
+    assert six == [f"nacz -6 {how} {name}" for how, some in (("without", names), ("without", ["ensemble"]),
+                                                             ("only", names)) for name in some]  # fmt: skip
+    nine = [coder.label for coder in ablation.taken_apart(9)]
+    assert len(nine) == len(six) + 2 and {"nacz -9 without learning", "nacz -9 without either"} <= set(nine)
+    assert ablation.taken_apart(3) == []
+    for coder in ablation.taken_apart(9):
+        options = CodecOptions(level=9, **coder.options)
+        assert options.ensemble is None or parse_members(options.ensemble) >= 0
+    assert coders.Coder("nacz", "6", {"lanes": 2}).label == "nacz -6 lanes=2"
+
+
+def apart(level: int, size: int, options: dict[str, Any]) -> Row:
+    return Row(
+        "text", "0" * 64, "unseen", "nacz", str(level), options, "1", 2, 10_000, size, 1.0, 2.0, 3.0, 4.0, 0.1, None,
+        "a machine", "abc",
+    )  # fmt: skip
+
+
+def test_the_table_of_parts() -> None:
+    others = ",".join(name for name in MEMBERS if name != "match")
+    rows = [
+        apart(9, 1000, {}), apart(9, 1100, {"ensemble": "none"}), apart(9, 1010, {"ensemble": others}),
+        apart(9, 1045, {"ensemble": "match"}), apart(9, 1200, {"learn": 0}), apart(3, 1900, {}),
+    ]  # fmt: skip
+    (found,) = ablation.parts(rows).values()
+    assert [(part.what, part.size, part.change and round(part.change, 2)) for part in found] == [
+        ("all of it", 1000, None), ("without ensemble", 1100, 10.0), ("without match", 1010, 1.0),
+        ("only match", 1045, -5.0), ("without learning", 1200, 20.0),
+    ]  # fmt: skip
+    lines = report.text_parts(rows)
+    assert lines[1] == "What each part of level 9 gives" and lines[-1] == ablation.NOTE
+    assert lines[4].split() == ["without", "ensemble", "1,100", "+10.00", "%", "2.0", "4.0"]
+    assert report.text_parts(rows[:1]) == []
+    table = report.markdown(rows, "nacz bench x")
+    assert "| nacz -9 | **1,000** |" in table and "| only match | 1,045 | -5.00 % | 2.0 | 4.0 |" in table
+    assert "| nacz -9 without match" not in table, "not among whole levels"
+    page = report.html_page(rows, "nacz bench x", None)
+    assert '<th scope="row">only match</th><td>1,045</td><td>-5.00 %</td>' in page
+
+
+def test_taking_a_level_apart(
+    corpora: Path, run: Nacz, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As people call it, but for the processes: they would need the real weights."""
+    model = str(tiny.write(tmp_path_factory.mktemp("model")))
+
+    def in_this_process(coder: coders.Coder, direction: str, threads: int, source: Path, target: Path) -> Any:
+        options = CodecOptions(level=int(coder.setting), model=model, **coder.options)
+        data = source.read_bytes()
+        target.write_bytes(
+            nacz.compress(data, options=options, threads=1) if direction == "compress"
+            else nacz.decompress(data, CodecOptions(model=model))
+        )  # fmt: skip
+        return {"seconds": 0.5, "cpu": 0.25, "start": 0.1, "memory": None}
+
+    monkeypatch.setattr(runs, "_child", in_this_process)
+    Path("sample").write_bytes(SAMPLE * 3)
+    segment_coder.register_predictor(segment_coder.BYTE_MODEL, segment_coder.StoredCoder)
+    segment_coder.register_predictor(segment_coder.LANGUAGE_MODEL, LanguageModelCoder)
+    assert run("bench", "sample", "--levels", "6", "--peers", "none", "--ablate", "--json", "a.json") == 0
+    lines = run.out.decode().splitlines()
+    assert lines[-1] == ablation.NOTE and "only recall" in lines[-2] and "all of it" in "".join(lines)
+    rows = json.loads(Path("a.json").read_text())["rows"]
+    assert len(rows) == 2 + 2 * len(MEMBERS) and len({row["archive_size"] for row in rows}) > 3
 
 
 # -- showing ----------------------------------------------------------------------------------------------------------
@@ -199,7 +271,7 @@ def some_rows() -> list[Row | Skipped]:
 
 def test_reports() -> None:
     rows = some_rows()
-    assert report.text_row(rows[-1]) == "brotli -11             skipped: needs <it>"
+    assert report.text_row(rows[-1]) == "brotli -11               skipped: needs <it>"
     table = report.markdown(rows, "nacz bench x", "docs/x.png")
     assert "](docs/x.png)" in table and table.startswith("# Benchmarks\n")
     assert "| nacz -9 | **1,300** | **1.040** |" in table and "Skipped: brotli -11: needs <it>." in table

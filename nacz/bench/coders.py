@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from nacz.errors import UsageError
+from nacz.predictors.members import MEMBERS
 
-__all__ = ["PEERS", "Coder", "Missing", "nacz_coder", "parse_peers"]
+__all__ = ["PEERS", "Coder", "Missing", "nacz_coder", "parse_peers", "words"]
 
 Function = Callable[[bytes], bytes]
 
@@ -37,8 +38,7 @@ class Coder:
 
     @property
     def label(self) -> str:
-        more = "".join(f" {key}={value}" for key, value in self.options.items())
-        return f"{self.name} -{self.setting}{more}"
+        return f"{self.name} -{self.setting}" + (f" {words(self.options)}" if self.options else "")
 
     def functions(self, threads: int) -> tuple[Function, Function]:
         """(compress, decompress), both ready to be called. Raises Missing."""
@@ -63,6 +63,20 @@ class Peer:
     settings: tuple[str, ...]
     make: Callable[[str], tuple[Function, Function]]
     version: Callable[[], str]
+
+
+def words(options: dict[str, Any]) -> str:
+    """What a person calls options beyond the level: which predictors there are, and whether the network learns."""
+    if set(options) - {"ensemble", "learn"}:
+        return " ".join(f"{key}={value}" for key, value in options.items())
+    names = [name for name in options.get("ensemble", ",".join(MEMBERS)).split(",") if name in MEMBERS]
+    if "learn" in options:
+        return "without learning" if names else "without either"
+    if not names:
+        return "without ensemble"
+    if len(names) == 1:
+        return f"only {names[0]}"
+    return "without " + ", ".join(name for name in MEMBERS if name not in names)
 
 
 def nacz_coder(level: int, options: dict[str, Any] | None = None) -> Coder:

@@ -10,17 +10,17 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 from nacz import levels
 from nacz.bench import report
+from nacz.bench.ablation import taken_apart
 from nacz.bench.coders import Coder, nacz_coder, parse_peers
 from nacz.bench.run import Row, Skipped, measure
 from nacz.bench.sources import Source, default_source, find_sources
 from nacz.errors import UsageError
 from nacz.files import atomic_output
-from nacz.segment_coder import MAX_LEVEL, MIN_LEVEL, CodecOptions
+from nacz.segment_coder import MAX_LEVEL, MIN_LEVEL
 from nacz.segments import count_threads
 from nacz.terminal import format_duration
 
@@ -34,7 +34,7 @@ def bench(
     *,
     levels_text: str,
     peers_text: str,
-    ablations: Sequence[str],
+    ablate: bool,
     threads: int,
     repeat: int,
     outputs: dict[str, str],
@@ -42,12 +42,17 @@ def bench(
     quiet: bool,
     command: Sequence[str],
 ) -> int:
-    """Measure, show, write. `outputs`: paths by kind, of "json", "html", "png", "markdown"; `-` is stdout for JSON.
+    """Measure, show, write. `ablate`: also take the levels apart. `outputs`: paths by kind, of "json", "html", "png",
+    "markdown"; `-` is stdout for JSON.
 
     Returns 0. Raises UsageError and what measuring raises.
     """
     coders = [nacz_coder(level) for level in parse_levels(levels_text)]
-    coders += _ablated(parse_levels(levels_text), ablations)
+    if ablate:
+        apart = [coder for level in parse_levels(levels_text) for coder in taken_apart(level)]
+        if not apart:
+            raise UsageError("only levels 4 to 9 have an ensemble that --ablate could take apart")
+        coders += apart
     coders += parse_peers(peers_text)
     sources = list(find_sources(names)) if names else [default_source()]
     to_json = outputs.get("json") == "-"
@@ -76,6 +81,9 @@ def bench(
         ):
             rows.append(row)
             show(report.text_row(row))
+        of_source = [row for row in rows if isinstance(row, Row) and row.sha256 == source.sha256]
+        for line in report.text_parts(of_source):
+            show(line)
     _write(rows, outputs, "nacz bench " + shlex.join(command))
     return 0
 
@@ -93,13 +101,6 @@ def parse_levels(text: str) -> list[int]:
     if not found or not all(MIN_LEVEL <= level <= MAX_LEVEL for level in found):
         raise UsageError(f"levels are {MIN_LEVEL} to {MAX_LEVEL}: {text}")
     return list(dict.fromkeys(found))
-
-
-def _ablated(chosen: Sequence[int], ablations: Sequence[str]) -> list[Coder]:
-    """nacz at the chosen levels of the language model, once for each choice of predictors."""
-    if ablations and "ensemble" not in {field.name for field in fields(CodecOptions)}:
-        raise UsageError("this release has no ensemble of predictors to take apart")
-    return [nacz_coder(level, {"ensemble": choice}) for choice in ablations for level in chosen if level > 3]
 
 
 def _warn(sources: Sequence[Source], coders: Sequence[Coder], threads: int, repeat: int) -> None:

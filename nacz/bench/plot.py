@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from nacz.bench.ablation import is_ablated
 from nacz.bench.run import Row
 from nacz.errors import UsageError
 
@@ -37,6 +38,7 @@ def png(rows: Sequence[Row]) -> bytes:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    rows = [row for row in rows if not is_ablated(row)]
     texts = list(dict.fromkeys(row.text for row in rows))
     if not texts:
         raise UsageError("there is nothing to draw")

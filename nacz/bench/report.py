@@ -14,15 +14,17 @@ from dataclasses import asdict
 from typing import Any
 
 from nacz._version import __version__
+from nacz.bench import ablation
 from nacz.bench.run import Row, Skipped, commit, machine
 from nacz.segments import count_threads
 from nacz.terminal import format_size
 from nacz.weights.fetch import known_models
 
-__all__ = ["as_object", "caveats", "html_page", "markdown", "text_head", "text_row"]
+__all__ = ["as_object", "caveats", "html_page", "markdown", "text_head", "text_parts", "text_row"]
 
 _HEAD = ("bytes", "bpb", "compress", "decompress", "CPU s", "start", "peak", "seen")
-_COLUMNS = "{:<22} {:>10} {:>7} {:>12} {:>12} {:>13} {:>7} {:>8}"
+_PARTS = "{:<24} {:>10} {:>10} {:>16} {:>18}"
+_COLUMNS = "{:<24} {:>10} {:>7} {:>12} {:>12} {:>13} {:>7} {:>8}"
 
 
 def caveats(rows: Sequence[Row] = (), threads: int = 0) -> list[str]:
@@ -57,8 +59,18 @@ def text_head(label: str, size: int) -> str:
 def text_row(row: Row | Skipped) -> str:
     """One line of the table."""
     if isinstance(row, Skipped):
-        return f"{row.label:<22} skipped: {row.cause}"
+        return f"{row.label:<24} skipped: {row.cause}"
     return _COLUMNS.format(row.label, *_cells(row)[:-1])
+
+
+def text_parts(rows: Sequence[Row]) -> list[str]:
+    """Lines on what each part of a level gave, from the rows of one source; none where nothing was taken apart."""
+    out = []
+    for level, parts in ablation.parts(rows).items():
+        out += ["", f"What each part of level {level} gives", _PARTS.format("", *ablation.HEAD)]
+        out += [_PARTS.format(*ablation.cells(part)) for part in parts]
+        out.append(ablation.NOTE)
+    return out
 
 
 def markdown(rows: Sequence[Row | Skipped], command: str, picture: str | None = None) -> str:
@@ -78,12 +90,18 @@ def markdown(rows: Sequence[Row | Skipped], command: str, picture: str | None = 
     for label, some in _by_source(measured).items():
         out += ["", f"## {label}, {some[0].plain_size:,} bytes ({_seen(some[0])})", ""]
         out += ["| | " + " | ".join(_HEAD[:-1]) + " |", "|---|" + "---:|" * (len(_HEAD) - 1)]
-        best = min(row.archive_size for row in some)
-        for row in some:
+        whole = [row for row in some if not ablation.is_ablated(row)]
+        best = min((row.archive_size for row in whole), default=0)
+        for row in whole:
             cells = _cells(row)[:-1]
             if row.archive_size == best:
                 cells = [f"**{cell}**" for cell in cells[:2]] + cells[2:]
             out.append(f"| {row.label} | " + " | ".join(cells) + " |")
+        for level, parts in ablation.parts(some).items():
+            out += ["", f"### What each part of level {level} gives", ""]
+            out += ["| | " + " | ".join(ablation.HEAD) + " |", "|---|" + "---:|" * len(ablation.HEAD)]
+            out += ["| " + " | ".join(ablation.cells(part)) + " |" for part in parts]
+            out += ["", ablation.NOTE]
     skipped = {row.label: row.cause for row in rows if isinstance(row, Skipped)}
     if skipped:
         out += ["", *(f"Skipped: {label}: {cause}." for label, cause in skipped.items())]
@@ -109,9 +127,14 @@ def html_page(rows: Sequence[Row | Skipped], command: str, picture: bytes | None
         parts.append(f"<table><caption>{html.escape(label)}, {some[0].plain_size:,} bytes ({_seen(some[0])})</caption>")
         parts.append("<tr><th></th>" + "".join(f'<th scope="col">{name}</th>' for name in _HEAD[:-1]) + "</tr>")
         for row in some:
-            cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(row)[:-1])
-            parts.append(f'<tr><th scope="row">{html.escape(row.label)}</th>{cells}</tr>')
+            if not ablation.is_ablated(row):
+                parts.append(_html_row(row.label, _cells(row)[:-1]))
         parts.append("</table>")
+        for level, taken in ablation.parts(some).items():
+            parts.append(f"<table><caption>What each part of level {level} gives: {html.escape(label)}</caption>")
+            parts.append("<tr><th></th>" + "".join(f'<th scope="col">{name}</th>' for name in ablation.HEAD) + "</tr>")
+            parts += [_html_row(cells[0], cells[1:]) for cells in map(ablation.cells, taken)]
+            parts.append(f"</table><p>{html.escape(ablation.NOTE)}</p>")
     parts += [f"<p>{html.escape(f'skipped: {row.label}: {row.cause}')}</p>" for row in rows if isinstance(row, Skipped)]
     return "\n".join(parts) + "\n"
 
@@ -129,6 +152,11 @@ def as_object(rows: Sequence[Row | Skipped], command: str) -> dict[str, Any]:
         "rows": [asdict(row) | {"bits_per_byte": row.bits_per_byte} for row in measured],
         "skipped": [asdict(row) for row in rows if isinstance(row, Skipped)],
     }
+
+
+def _html_row(head: str, cells: Sequence[str]) -> str:
+    inside = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+    return f'<tr><th scope="row">{html.escape(head)}</th>{inside}</tr>'
 
 
 def _load() -> float:
