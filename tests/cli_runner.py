@@ -1,8 +1,9 @@
-"""Calling the command line inside this process, with streams of its own."""
+"""Calling the command line inside this process, with streams of its own; what child processes of tests begin with."""
 
 from __future__ import annotations
 
 import io
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +12,13 @@ import pytest
 from nacz import cli
 
 TEXT = b"Call me Ishmael. Some years ago, never mind how long precisely, " * 20
+
+
+def default_signals() -> None:
+    """For `preexec_fn`: signals do what they do by default, also where the tests were started with some ignored
+    (nohup, or in the background of a script)."""
+    for name in ("SIGINT", "SIGHUP", "SIGTERM", "SIGUSR1"):
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
 
 
 class Nacz:

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+from cli_runner import default_signals
 
 from nacz import files
 from nacz.errors import OutputExistsError, UsageError
@@ -164,14 +165,15 @@ def test_signals_leave_nothing(tmp_path: Path, number: int) -> None:
         "    file.write(b'half'); file.flush(); print('ready', flush=True); time.sleep(30)\n"
     )
     child = subprocess.Popen(
-        [sys.executable, "-c", program, tmp_path / "out"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd="/"
-    )
+        [sys.executable, "-c", program, tmp_path / "out"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd="/",
+        preexec_fn=default_signals,
+    )  # fmt: skip
     assert child.stdout is not None
     assert child.stdout.readline() == b"ready\n"
     assert len(names(tmp_path)) == 1
     time.sleep(0.05)
     child.send_signal(number)
-    assert child.wait(10) != 0
+    assert child.wait(60) != 0
     child.stdout.close()
     assert names(tmp_path) == []
 
