@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 PRIMER = Path(__file__).parent.parent / "nacz" / "predictors" / "bytemodel" / "primer.txt"
-PRIMER_SHA256 = "93f24734f86f6903050a6d6c43ae54632150e1b100c41612b981f0a35e0356b4"
+PRIMER_SHA256 = "ee35ea9d789438194dd64c60eed9c1e129de0a0d55bc0d0ae9a8954a137d8caa"
 
 M32 = 0xFFFFFFFF
 LOGIT_MAX = 3071  # logits have 8 fractional bits
@@ -37,13 +37,14 @@ class Level(NamedTuple):
     direct: int
     table_bits: int
     apm_rows: int
-    primer: tuple[int, int, int]  # at most, at least, and one byte more per 2^this of input
+    primer: tuple[int, int, int]  # at most, at least, and so many bytes more for each 32 of input
+    learned: int  # bytes of the primer, the last ones, from which more than the slots learns
 
 
 LEVELS = {
-    1: Level(6, 1, 1, (6,), 256, 1, 1, 255, 28, 0, 0, 20000, 0, 24, 81920, (1 << 15, 1 << 14, 4)),
-    2: Level(11, 2, 1, (6,), 768, 3, 1, 255, 28, 60, 8, 16000, 0, 26, 131072, (1 << 16, 1 << 15, 5)),
-    3: Level(23, 3, 2, (5, 12), 6016, 9, 2, 500, 24, 100, 30, 9000, 4, 29, 262144, (1 << 18, 1 << 15, 0)),
+    1: Level(6, 1, 1, (6,), 256, 1, 1, 255, 28, 0, 0, 20000, 0, 24, 81920, (1 << 16, 1 << 15, 2), 12288),
+    2: Level(11, 2, 1, (6,), 768, 3, 1, 255, 28, 60, 8, 16000, 0, 26, 131072, (1 << 17, 1 << 16, 2), 16384),
+    3: Level(23, 3, 2, (5, 12), 6016, 9, 2, 500, 24, 100, 30, 9000, 4, 29, 262144, (1 << 19, 3 << 15, 128), 32768),
 }
 
 
@@ -289,13 +290,13 @@ class ByteModel:
     def __init__(self, number: int, size: int, width: int) -> None:
         self.number, self.level = number, LEVELS[number]
         v = self.level
-        most, least, shift = v.primer
+        most, least, share = v.primer
         text = PRIMER.read_bytes()
         assert hashlib.sha256(text).hexdigest() == PRIMER_SHA256
-        primer = text[-min(most, least + (size >> shift)) :]
+        primer = text[-min(most, least + (size * share >> 5)) :]
         whole, n = len(primer) + size, v.contexts
         self.past = Past(0)
-        self.slots = bytearray(DIRECT + (1 << min(v.table_bits, max(16, (whole * n * 24).bit_length()))))
+        self.slots = bytearray(DIRECT + (1 << min(v.table_bits, max(16, (whole * n * 6).bit_length()))))
         self.lines = (len(self.slots) - DIRECT) >> 6
         self.states = [p << 9 for p in FIRST_GUESS] * n
         self.runs = [value for k in range(16) for value in trust(k)] * (n + 1)
@@ -309,12 +310,12 @@ class ByteModel:
         self.uses = [0] * v.set_rows
         self.weights2 = [65536 // v.sets] * (256 * v.sets * v.finals)
         self.apm = array("i", [SQUASH[min(knot << 8, 6143)] << 6 for knot in range(32)]) * v.apm_rows
-        for c in primer:
-            self.code(None, c)
+        for i, c in enumerate(primer):
+            self.code(None, c, only_read=i < len(primer) - v.learned)
         self.past.width = width
 
-    def code(self, decoder: BitDecoder | None, known: int = 0) -> int:
-        """Decode one byte, or learn from a known one."""
+    def code(self, decoder: BitDecoder | None, known: int = 0, only_read: bool = False) -> int:
+        """Decode one byte, or learn from a known one; `only_read`: in slots and plain maps only."""
         v, past, t = self.level, self.past, self.slots
         c1 = past.c4 & 0xFF
         hashes = past.contexts(self.number)
@@ -332,7 +333,14 @@ class ByteModel:
                 base += [self.slot((h + row * 0x35A7BD3B) * 0x3D4D51CB & M32) for h in hashes]
                 plain_base = [(mix(h, row + 32 * i) & 0x3FFFF) << 4 for i, h in enumerate(plain_hashes)]
                 first_base = first_base or base
-            bit = self.bit(decoder, known >> (7 - bitpos) & 1, c0, node, bitpos, base, first_base, plain_base)
+            if only_read:
+                bit = known >> (7 - bitpos) & 1
+                for b in base:
+                    t[b + 1 + node] = NEXT[t[b + 1 + node]][bit]
+                for b in plain_base:
+                    learn(self.plain, b + node, bit, 255)
+            else:
+                bit = self.bit(decoder, known >> (7 - bitpos) & 1, c0, node, bitpos, base, first_base, plain_base)
             c0, node = 2 * c0 + bit, 2 * node + bit
         c = c0 & 0xFF
         if v.inputs == 3:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nacz.coder import binary
-from nacz.errors import CorruptDataError, UsageError
+from nacz.errors import CorruptDataError, UnsupportedVersionError, UsageError
 
 from . import kernel
 from .analysis import looks_random, record_width
@@ -105,8 +105,10 @@ class ByteModelCoder:
         return bytes([PARAMS_VERSION, level]), compress(data, level, step)
 
     def decode(self, params: bytes, payload: bytes, plain_size: int, *, threads: int, progress: Any) -> bytes:
-        """Raises CorruptDataError for parameters that `encode` does not write."""
-        if len(params) != 2 or params[0] != PARAMS_VERSION or params[1] not in LEVELS:
+        """Raises UnsupportedVersionError for another version, CorruptDataError for what `encode` does not write."""
+        if len(params) == 2 and params[0] != PARAMS_VERSION:
+            raise UnsupportedVersionError(f"a segment of the byte model of an unknown version: {params[0]}")
+        if len(params) != 2 or params[1] not in LEVELS:
             raise CorruptDataError("a segment of the byte model has parameters that no version writes")
         step = None if progress is None else lambda done, coded: progress(done, coded, 0)
         return decompress(payload, plain_size, params[1], step)

@@ -47,7 +47,9 @@ class Model:
         self._reg = np.zeros(contexts.REG_SIZE, dtype=np.int64)
         self._arrays = self._allocate(cfg, len(head) + size)
         idle = np.zeros(1, dtype=np.uint8)
-        self.run(0, len(head), kernel.TRAIN, idle, np.zeros(3, dtype=np.int64))
+        first = max(0, len(head) - cfg.primer_learned)
+        self.run(0, first, kernel.READ, idle, np.zeros(3, dtype=np.int64))
+        self.run(first, len(head), kernel.TRAIN, idle, np.zeros(3, dtype=np.int64))
         self._reg[contexts.WIDTH] = width
 
     def _allocate(self, cfg: Level, size: int) -> tuple[Any, ...]:
