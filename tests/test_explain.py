@@ -24,6 +24,8 @@ from nacz.explain import costs as costs_module
 from nacz.explain.costs import ALTERNATIVES, Costs, explain
 from nacz.explain.page import page
 from nacz.explain.passages import curve, passages, readable
+from nacz.predictors.language_model import mixed_in
+from nacz.predictors.members import ALL, MEMBERS
 from nacz.weights import store
 
 TEXT = ("The end of the nation is in the hands of the other. \u00fcber \u4e2d\u6587\n" * 8).encode() + b"\x00\xff\xc3"
@@ -46,12 +48,37 @@ def test_costs_are_those_of_the_coder(model: store.LoadedModel) -> None:
     found = explain(TEXT, model, window=256)
     tokens = model.vocabulary.encode(TEXT)
     shape, weights = make_shape(model.architecture, 256), make_weights(model)
-    low, freq = encode_lanes(chosen()[1], shape, weights, model.vocabulary.bos_id, tokens, 1, 1)
-    ideal = float(np.sum(24 - np.log2(freq.astype(np.float64))))
-    assert abs(float(found.bits.sum(dtype=np.float64)) - ideal) < 0.01
-    assert abs(ideal / 8 - len(encode_intervals(low, freq))) < 5
-    assert found.bits_per_byte == pytest.approx(ideal / len(TEXT), rel=1e-5)
-    assert found.predictors["language model"] is found.bits
+
+    def ideal(members: int) -> float:
+        low, freq = encode_lanes(
+            chosen()[1], shape, weights, model.vocabulary.bos_id, tokens, 1, 1, ensemble=mixed_in(members)
+        )
+        bits = float(np.sum(24 - np.log2(freq.astype(np.float64))))
+        assert abs(bits / 8 - len(encode_intervals(low, freq))) < 5
+        return bits
+
+    assert abs(float(found.bits.sum(dtype=np.float64)) - ideal(ALL)) < 0.01
+    assert abs(float(found.predictors["language model"].sum(dtype=np.float64)) - ideal(0)) < 0.01
+    assert found.bits_per_byte == pytest.approx(ideal(ALL) / len(TEXT), rel=1e-5)
+
+
+def test_members_are_told_apart(model: store.LoadedModel) -> None:
+    """Looking at what members say alone changes nothing of what they learn together."""
+    found = explain(TEXT, model, window=256)
+    assert list(found.only) == list(found.without) == list(MEMBERS)
+    alone = found.predictors["language model"]
+    for name in MEMBERS:
+        assert found.only[name].size == found.without[name].size == found.bits.size
+        assert not np.array_equal(found.only[name], alone) and not np.array_equal(found.without[name], found.bits)
+    names, carried = found.carriers()
+    assert names == ["language model", *MEMBERS] and carried.dtype == np.uint8 and carried.max() < len(names)
+    few = alone - found.bits < 0.1
+    assert few.any() and (~few).any() and (carried[few] == 0).all() and (carried[~few] > 0).all()
+    for unit in np.flatnonzero(~few):
+        assert found.only[names[carried[unit]]][unit] == min(bits[unit] for bits in found.only.values())
+    # A text that comes again costs little, and without all that remember it much more.
+    second = np.cumsum(found.lengths) > len(TEXT) // 2
+    assert found.bits[second].sum() < 0.5 * alone[second].sum()
 
 
 def test_alternatives_are_the_most_probable(model: store.LoadedModel) -> None:
@@ -73,6 +100,7 @@ def test_threads_and_stretches_change_nothing(model: store.LoadedModel, monkeypa
     one = explain(TEXT, model, window=256, threads=1)
     two = explain(TEXT, model, window=256, threads=3, report=lambda done, total: seen.append((done, total)))
     assert np.array_equal(one.bits, two.bits) and np.array_equal(one.alternatives, two.alternatives)
+    assert all(np.array_equal(one.without[name], two.without[name]) for name in MEMBERS)
     assert seen[-1][0] == seen[-1][1] == model.vocabulary.encode(TEXT).size
 
     class Enough(Exception):
@@ -134,9 +162,14 @@ def made(n: int, *, several: bool = False) -> Costs:
     bits = rng.exponential(2.0, n).astype(np.float32)
     chances = np.sort(rng.dirichlet(np.ones(6), n)[:, :5].astype(np.float32))[:, ::-1]
     alternatives = np.stack([(which + k) % len(words) for k in range(5)], axis=1).astype(np.int32)
-    predictors = {"language model": bits.copy(), "match": bits[::-1].copy()} if several else {"language model": bits}
+    predictors, only, without = {"language model": bits}, {}, {}
+    if several:
+        predictors = {"language model": (bits + rng.exponential(0.3, n)).astype(np.float32), "byte model": 2 * bits}
+        for name in MEMBERS:
+            only[name] = (bits + rng.exponential(0.2, n)).astype(np.float32)
+            without[name] = (bits + rng.normal(0.1, 0.2, n)).astype(np.float32)
     lengths = np.array([len(words[i]) for i in which], np.int32)
-    return Costs(data, lengths, bits, alternatives, chances, dict(enumerate(words)), predictors)
+    return Costs(data, lengths, bits, alternatives, chances, dict(enumerate(words)), predictors, only, without)
 
 
 def test_passages_and_curve() -> None:
@@ -172,10 +205,13 @@ def test_explain_as_people_call_it(run: Nacz, tmp_path: Path) -> None:
     weights = tiny.write(tmp_path)
     (tmp_path / "text").write_bytes(TEXT)
     assert run("explain", "text", "--model", weights) == 0
-    assert re.match(rf"text: {len(TEXT):,} bytes cost [\d,]+ bytes, [\d.]+ bits per byte\n", run.out.decode())
+    lines = run.out.decode().splitlines()
+    assert re.fullmatch(rf"text: {len(TEXT):,} bytes cost [\d,]+ bytes, [\d.]+ bits per byte", lines[0])
+    for name, line in zip(MEMBERS, lines[3:], strict=False):
+        assert re.fullmatch(rf"{name} +\d+ +\d+ +[\d.]+ %", line)
     assert run("explain", "text", "--model", weights, "--html", "out.html") == 0
     made_page = (tmp_path / "out.html").read_text(encoding="utf-8")
-    assert "</html>" in made_page and '"byte model"' in made_page
+    assert "</html>" in made_page and '"byte model"' in made_page and '"recall"' in made_page
     assert run("explain", "text", "--model", weights, "--html", "out.html") == 1
     assert "already exists" in run.err
     assert run("explain", "-", "--model", weights, "--html", "-", stdin=TEXT) == 0
@@ -231,7 +267,24 @@ def test_in_a_browser(browser: Any, tmp_path: Path) -> None:
     assert tab.inner_text("#kept").startswith(f"{kept:,} of 4,000 tokens, ")
     opacity = {float(v) for v in tab.eval_on_selector_all("#text span", "all => all.map(s => s.style.opacity || 1)")}
     assert opacity == {0.22, 1.0}
-    tab.select_option("#predictor", "match")
+    tab.select_option("#predictor", "byte model")
+    tab.locator("#least").fill("0")
+    names, carried = costs.carriers()
+    tab.select_option("#carrier", label="match")
+    assert tab.inner_text("#kept").startswith(f"{int((carried == names.index('match')).sum()):,} of 4,000 tokens, ")
+    tab.focus("#text")
+    tab.keyboard.press("Home")
+    tab.keyboard.press("n")
+    chosen = int(tab.locator(".now").get_attribute("data-i"))
+    assert chosen == next(i for i in range(1, 4000) if names[carried[i]] == "match")
+    shown = tab.inner_text("#details")
+    assert "Carried by match." in shown and all(name in shown for name in (*MEMBERS, "byte model", "language model"))
+    table = tab.inner_text("#predictors").splitlines()
+    assert [line.split("\t")[0] for line in table[1:]] == ["all together", "language model", "byte model", *MEMBERS]
+    assert all(line.endswith("%") for line in table[4:])
+    tab.click("#savingsBox summary")
+    assert tab.locator("#savings polyline").count() == len(MEMBERS) + 1
+    tab.locator("#savings").click(position={"x": 500, "y": 40})
     tab.locator("#passages button").first.click()
     assert tab.locator(".now").count() == 1
     tab.locator("#curve").click(position={"x": 300, "y": 40})
@@ -249,7 +302,7 @@ def test_in_a_browser(browser: Any, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_one_megabyte_in_a_browser(browser: Any, tmp_path: Path) -> None:
     """Text that nobody looks at is not drawn, and what is asked for comes at once."""
-    costs = made(260_000)
+    costs = made(260_000, several=True)
     assert len(costs.data) > 1_000_000
     tab, complaints = opened(browser, page(costs, "text", "made up"), tmp_path)
     ready = tab.evaluate("performance.now()")

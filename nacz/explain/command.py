@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from nacz import levels
 from nacz._version import __version__
@@ -67,8 +68,18 @@ def explain_file(
         return 0
     total = float(costs.bits.sum(dtype="float64"))
     print(f"{shown}: {len(data):,} bytes cost {total / 8:,.0f} bytes, {costs.bits_per_byte:.3f} bits per byte")
+    names, carried = costs.carriers()
+    print(f"{'':<16}{'bytes with it alone':>20}{'without it':>12}{'carried':>10}")
+    for k, name in enumerate(names):
+        alone, without = (costs.predictors | costs.only)[name], costs.without.get(name)
+        share = 100.0 * float((carried == k).mean()) if carried.size else 0.0
+        print(f"{name:<16}{_bytes(alone):>20}{'' if without is None else _bytes(without):>12}{share:>8.1f} %")
     for passage in passages(costs, _SHOWN):
         text = " ".join(readable(data[passage.start : passage.start + passage.size]).split())
         print(f"{passage.bits:8.1f} bits at byte {passage.start:>9,}: {text[:100]}")
     sys.stdout.flush()
     return 0
+
+
+def _bytes(bits: Any) -> str:
+    return f"{float(bits.sum(dtype='float64')) / 8:,.0f}"

@@ -1,48 +1,50 @@
-"""What every token of a text costs in bits, and what the language model expected instead.
+"""What every token of a text costs in bits, what was expected instead, and which predictor carried it.
 
-The distributions are those that the coder uses, so the bits are what an archive of one lane pays, but for what the
-coder rounds. Tokens are grouped into units that are text by themselves: a character cut in two by the tokenizer, or an
-escaped byte, is one unit. Knows models, tokens and bits; does not know pages or files.
+The distributions are those that the coder uses, so the bits are what an archive of one lane at the default level pays,
+but for what the coder rounds. Tokens are grouped into units that are text by themselves: a character cut in two by the
+tokenizer, or an escaped byte, is one unit. Knows models, tokens and bits; does not know pages or files.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
 from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nacz.explain.mixture import CHUNK, Mixture, choices
 from nacz.kernels.attention import BLOCK
-from nacz.kernels.cdf import GROUP, TOTAL_BITS, fix_logits, interval, spread
-from nacz.kernels.compile import compiled
+from nacz.kernels.cdf import TOTAL_BITS
 from nacz.kernels.dispatch import chosen
+from nacz.predictors.members import MEMBERS
 from nacz.predictors.transformer import (
     Group,
     Shape,
     Weights,
-    aligned,
     forward,
-    head,
     make_cache,
     make_scratch,
     make_shape,
     make_trace,
     make_weights,
 )
+from nacz.row_coding import Rows, make_rows
 from nacz.tokens import Tokenizer
 from nacz.weights.store import LoadedModel
 
-__all__ = ["ALTERNATIVES", "WINDOW", "Costs", "explain"]
+__all__ = ["ALTERNATIVES", "LANGUAGE_MODEL", "WINDOW", "Costs", "explain"]
 
 ALTERNATIVES = 5
+LANGUAGE_MODEL = "language model"
 WINDOW = 2048  # positions of context, as the default level has
 STRETCH = 16_000  # tokens that share a context: bounds time and cache, costs about 50 bytes for each further one
 _ROWS = 128
-_HEAD_ROWS = 16
+_LEAST_SAVED = 0.1  # bits that the ensemble must save for a member to have carried a unit
 _LONGEST_UNIT = 16  # bytes that may wait for a character to be complete
 
 Report = Callable[[int, int], None]  # tokens done, tokens in all; may raise to cancel
@@ -54,11 +56,13 @@ class Costs:
 
     data          the text, bytes
     lengths       int32[n], bytes of each unit; they sum to len(data)
-    bits          float32[n], what each unit cost
+    bits          float32[n], what each unit cost, with the language model and all of the ensemble
     alternatives  int32[n, 5], the most probable tokens for the first token of the unit, best first
     chances       float32[n, 5], their probabilities
     words         bytes of each token id that occurs in `alternatives`
-    predictors    name to float32[n]: what each predictor alone would have paid; the language model is one of them
+    predictors    name to float32[n]: what a predictor alone would have paid; the language model is one of them
+    only          member to float32[n]: what it would have been with this member of the ensemble alone
+    without       member to float32[n]: what it would have been with all other members
     """
 
     data: bytes
@@ -68,6 +72,18 @@ class Costs:
     chances: NDArray[np.float32]
     words: dict[int, bytes]
     predictors: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    only: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    without: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+
+    def carriers(self) -> tuple[list[str], NDArray[np.uint8]]:
+        """Names, and for each unit the number of the one that carried it: the language model where the ensemble saved
+        less than a tenth of a bit, else the member with which alone it would have been cheapest."""
+        names = [LANGUAGE_MODEL, *self.only]
+        if not self.only:
+            return names, np.zeros(self.bits.size, np.uint8)
+        best = 1 + np.argmin(np.stack(list(self.only.values())), axis=0)
+        saved = self.predictors[LANGUAGE_MODEL] - self.bits
+        return names, np.where(saved < _LEAST_SAVED, 0, best).astype(np.uint8)
 
     @property
     def bits_per_byte(self) -> float:
@@ -75,40 +91,10 @@ class Costs:
         return float(np.sum(self.bits, dtype=np.float64)) / len(self.data) if self.data else 0.0
 
 
-@compiled
-def _look(
-    kern: Any, shape: Any, w: Any, s: Any, targets: Any, logits: Any, fixed: Any, freq: Any, sums: Any, taken: Any,
-    best: Any, best_freq: Any,
-) -> None:  # fmt: skip
-    """After `forward`: the frequency of each target, and the tokens with the largest ones, of a total of 2^24."""
-    done, count = 0, best.shape[1]
-    while done < targets.size:
-        n = min(_HEAD_ROWS, targets.size - done)
-        head(kern, shape, w, s, done, n, logits)
-        for r in range(n):
-            fix_logits(shape.vocab, logits, r * shape.vocab, fixed)
-            spread(shape.vocab, fixed, freq, sums)
-            row = done + r
-            _, taken[row] = interval(freq, sums, np.int64(targets[row]))
-            for k in range(count):
-                best_freq[row, k] = 0
-            for token in range(shape.vocab):
-                f = freq[token]
-                if f > best_freq[row, count - 1]:
-                    k = count - 1
-                    while k > 0 and f > best_freq[row, k - 1]:
-                        best_freq[row, k] = best_freq[row, k - 1]
-                        best[row, k] = best[row, k - 1]
-                        k -= 1
-                    best_freq[row, k] = f
-                    best[row, k] = token
-        done += n
-
-
 def explain(
     data: bytes, model: LoadedModel, *, window: int = WINDOW, threads: int = 1, report: Report | None = None
 ) -> Costs:
-    """Run the model over a text and return what it cost. The result does not depend on `threads`.
+    """Run the model and the ensemble over a text and return what it cost. The result does not depend on `threads`.
 
     `window`: a multiple of 128. Raises what `report` raises.
     """
@@ -116,61 +102,73 @@ def explain(
     tokens = vocabulary.encode(data)
     shape, weights = make_shape(model.architecture, window), make_weights(model)
     shape = shape._replace(slots=max(2, min(shape.slots, -(-min(tokens.size, STRETCH) // BLOCK))))
-    taken = np.zeros(tokens.size, np.int64)
-    best = np.zeros((tokens.size, ALTERNATIVES), np.int32)
-    best_freq = np.zeros((tokens.size, ALTERNATIVES), np.int32)
+    mixture = Mixture(chosen()[1], shape, weights, tokens, ALTERNATIVES)
     lock, done = Lock(), [0]
 
     def count(some: int) -> None:
         with lock:
             done[0] += some
             if report is not None:
-                report(done[0], tokens.size)
+                report(done[0] // 2, tokens.size)  # each token is forwarded and then mixed
 
-    def run(first: int) -> None:
-        part = slice(first, first + STRETCH)
-        _stretch(shape, weights, vocabulary.bos_id, tokens[part], taken[part], best[part], best_freq[part], count)
+    def run(first: int) -> list[Rows]:
+        return _stretch(shape, weights, vocabulary.bos_id, tokens[first : first + STRETCH], count)
 
-    with ThreadPoolExecutor(max(1, threads)) as pool:
-        futures = [pool.submit(run, first) for first in range(0, tokens.size, STRETCH)]
+    with ThreadPoolExecutor(max(1, threads - 1)) as pool:
+        # One thread does one thing after the other; several forward what comes while this one mixes.
+        ahead = 0 if threads <= 1 else threads
+        firsts = range(0, tokens.size, STRETCH)
+        futures: dict[int, Future[list[Rows]]] = {}
+        at = 0
         try:
-            for future in futures:
-                future.result()
+            for index, first in enumerate(firsts):
+                for later in firsts[index : index + ahead + 1]:
+                    if later not in futures:
+                        futures[later] = pool.submit(run, later)
+                for rows in futures.pop(first).result():
+                    mixture.take(rows, at)
+                    at += rows.zero.size
+                    count(rows.zero.size)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    bits = TOTAL_BITS - np.log2(np.maximum(taken, 1).astype(np.float64))
-    chances = best_freq / float(1 << TOTAL_BITS)
     first, lengths = _units(data, tokens, vocabulary)
-    sums = np.add.reduceat(bits, first).astype(np.float32) if first.size else np.zeros(0, np.float32)
-    alternatives = best[first]
+    bits = TOTAL_BITS - np.log2(np.maximum(mixture.seen.freq, 1).astype(np.float64))
+    if first.size:
+        bits = np.add.reduceat(bits, first, axis=0)
+    of = dict(zip(choices(), np.ascontiguousarray(bits.T.astype(np.float32)), strict=True))
+    alternatives = mixture.seen.best[first]
     words = {int(token): vocabulary.token_bytes(int(token)) for token in np.unique(alternatives)}
     return Costs(
-        data, lengths, sums, alternatives, chances[first].astype(np.float32), words, {"language model": sums}
-    )
+        data, lengths, of["all"], alternatives,
+        (mixture.seen.best_freq[first] / float(1 << TOTAL_BITS)).astype(np.float32), words,
+        {LANGUAGE_MODEL: of["none"]},
+        {name: of[f"only {name}"] for name in MEMBERS},
+        {name: of[f"without {name}"] for name in MEMBERS},
+    )  # fmt: skip
 
 
-def _stretch(
-    shape: Shape, weights: Weights, bos: int, tokens: Any, taken: Any, best: Any, best_freq: Any,
-    count: Callable[[int], None],
-) -> None:  # fmt: skip
-    """Tokens that share one context, block by block."""
+def _stretch(shape: Shape, weights: Weights, bos: int, tokens: Any, count: Callable[[int], None]) -> list[Rows]:
+    """The hidden states of tokens that share one context, in pieces for the mixture."""
     kern = chosen()[1]
     rows = min(_ROWS, tokens.size)
     cache, scratch = make_cache(shape, 1), make_scratch(shape, rows)
-    logits = aligned(min(rows, _HEAD_ROWS) * shape.vocab, np.float32)
-    fixed, freq = aligned(shape.vocab, np.int32), aligned(shape.vocab, np.int32)
-    sums = aligned(shape.vocab // GROUP, np.int32)
     inputs = np.empty_like(tokens)
     inputs[0], inputs[1:] = bos, tokens[:-1]
-    nothing = make_trace(shape, shape.layers, 0)
-    for at in range(0, tokens.size, rows):
-        some = slice(at, min(at + rows, tokens.size))
-        m = some.stop - at
-        groups = Group(*(np.array([v], np.int64) for v in (0, 0, m, at)))
-        forward(kern, shape, weights, cache, scratch, inputs[some], groups, nothing)
-        _look(kern, shape, weights, scratch, tokens[some], logits, fixed, freq, sums, taken[some], best[some], best_freq[some])  # fmt: skip # noqa: E501
-        count(m)
+    nothing, d = make_trace(shape, shape.layers, 0), shape.dim
+    found = []
+    for begin, end in pairwise([*range(0, tokens.size, CHUNK), tokens.size]):
+        piece = make_rows(shape, end - begin)
+        for at in range(begin, end, rows):
+            m = min(rows, end - at)
+            groups = Group(*(np.array([v], np.int64) for v in (0, 0, m, at)))
+            forward(kern, shape, weights, cache, scratch, inputs[at : at + m], groups, nothing)
+            some = slice(at - begin, at - begin + m)
+            piece.a[some.start * d : some.stop * d] = scratch.a[: m * d]
+            piece.zero[some], piece.step[some] = scratch.zero[:m], scratch.step[:m]
+            count(m)
+        found.append(piece)
+    return found
 
 
 def _units(data: bytes, tokens: Any, vocabulary: Tokenizer) -> tuple[NDArray[np.int64], NDArray[np.int32]]:

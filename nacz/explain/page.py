@@ -1,6 +1,6 @@
 """One self-contained HTML page of costs: it loads nothing, works without a network, and draws only what is looked at.
 
-Columns are embedded as Base64 of little-endian arrays, so that a text of 1 MB stays a page of some 10 MB. Knows costs
+Columns are embedded as Base64 of little-endian arrays, so that a text of 1 MB stays a page of some 15 MB. Knows costs
 and the template page.html; does not know how costs come about.
 """
 
@@ -10,10 +10,12 @@ import base64
 import html
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nacz.explain.costs import Costs
 from nacz.explain.passages import curve, passages, readable
@@ -30,6 +32,7 @@ def page(costs: Costs, title: str, about: str) -> str:
     shown = [readable(costs.data[end - n : end]) for end, n in zip(ends.tolist(), costs.lengths.tolist(), strict=True)]
     # JavaScript counts a character beyond the first plane twice.
     sizes = np.array([len(s) + sum(c > "\uffff" for c in s) for s in shown], np.uint16)
+    names, carried = costs.carriers()
     tokens = sorted(costs.words)
     place = {token: index for index, token in enumerate(tokens)}
     alternatives = np.array([place[token] for token in costs.alternatives.reshape(-1).tolist()], np.uint32)
@@ -50,8 +53,15 @@ def page(costs: Costs, title: str, about: str) -> str:
         "predictors": {
             name: _column(np.rint(bits * 1000.0), np.uint32) for name, bits in costs.predictors.items()
         },
-        "mixed": _is_mixed(costs),
-        "curves": {name: [round(v, 3) for v in curve(costs, bits)] for name, bits in _curves(costs).items()},
+        "carriers": names,
+        "carried": _column(carried, np.uint8),
+        # What each member saved at the side of the others, in hundredths of a bit; less than nothing where it misled.
+        "saved": {
+            name: _column(np.clip(np.rint(100.0 * saved), -32768, 32767), np.int16) for name, saved in _saved(costs)
+        },
+        "table": _table(costs, names, carried),
+        "curves": _rounded(costs, {"all together": costs.bits} | costs.predictors),
+        "savings": _rounded(costs, dict(_saved(costs))),
         "passages": [
             {
                 "unit": p.unit,
@@ -78,14 +88,32 @@ def page(costs: Costs, title: str, about: str) -> str:
     return re.sub(r"{{([A-Z]+)}}", lambda found: words[found[1]], template)
 
 
-def _is_mixed(costs: Costs) -> bool:
-    """Tell whether what was paid is a mixture, and not what one of the predictors alone pays."""
-    return not any(bits is costs.bits for bits in costs.predictors.values())
+def _saved(costs: Costs) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Bits that each member saved: what all others together would have paid more."""
+    for name, bits in costs.without.items():
+        yield name, bits - costs.bits
 
 
-def _curves(costs: Costs) -> dict[str, Any]:
-    """What was paid, and what each predictor would have."""
-    return ({"all together": costs.bits} if _is_mixed(costs) or not costs.predictors else {}) | costs.predictors
+def _table(costs: Costs, names: list[str], carried: NDArray[np.uint8]) -> list[dict[str, Any]]:
+    """Rows on each predictor: bytes of the text with it alone (a member: beside the language model), bytes without it
+    (None for what is no member), and the share of units that it carried (None for what is not mixed in)."""
+    rows: list[dict[str, Any]] = []
+    for name, alone in (costs.predictors | costs.only).items():
+        without = costs.without.get(name)
+        share = float(np.mean(carried == names.index(name))) if name in names and carried.size else None
+        rows.append({
+            "name": name, "alone": _bytes(alone), "without": None if without is None else _bytes(without),
+            "share": None if share is None else round(100.0 * share, 1),
+        })  # fmt: skip
+    return rows
+
+
+def _bytes(bits: NDArray[np.float32]) -> int:
+    return round(float(np.sum(bits, dtype=np.float64)) / 8)
+
+
+def _rounded(costs: Costs, columns: dict[str, NDArray[np.float32]]) -> dict[str, list[float]]:
+    return {name: [round(v, 3) for v in curve(costs, bits)] for name, bits in columns.items()}
 
 
 def _column(values: Any, dtype: Any) -> str:

@@ -1,0 +1,129 @@
+"""What the ensemble makes of the language model's distributions: with all members, with none, with one, without one.
+
+At each token the members that have learned together so far are also asked alone, and all but one of them. What they
+would have said is looked at and forgotten; what is learned is what an archive's ensemble learns. Knows hidden rows and
+the ensemble; does not know text, threads or pages.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nacz.kernels.cdf import GROUP, fix_logits, interval, spread
+from nacz.kernels.compile import compiled
+from nacz.predictors.ensemble import adjust, learn, make_ensemble, recall_rows, remember_row, seen_at
+from nacz.predictors.members import ALL, MEMBERS
+from nacz.predictors.preset import preset
+from nacz.predictors.recall import width
+from nacz.predictors.transformer import Shape, Weights, aligned, head
+
+__all__ = ["CHUNK", "Mixture", "Seen", "choices"]
+
+CHUNK = 2048  # rows at a time
+_HEAD_ROWS = 24
+_PRESET = 0  # the version of the preset: that of archives
+
+
+def choices() -> dict[str, int]:
+    """Names and members of the distributions that are looked at: none, each one alone, all but one, and last all."""
+    found = {"none": 0}
+    found |= {f"only {name}": bit for name, bit in MEMBERS.items()}
+    found |= {f"without {name}": ALL & ~bit for name, bit in MEMBERS.items()}
+    return found | {"all": ALL}
+
+
+class Seen(NamedTuple):
+    """What came of n tokens: freq int64[n, choices], of a total of 2^24, of the token that came; best int32[n, k] and
+    best_freq int32[n, k], the most probable tokens of the whole mixture, best first."""
+
+    freq: Any
+    best: Any
+    best_freq: Any
+
+class Mixture:
+    """An ensemble on its way through the tokens (int32[n]) of one text, as in an archive of one lane."""
+
+    def __init__(self, kern: Any, shape: Shape, weights: Weights, tokens: Any, alternatives: int) -> None:
+        self.kern, self.shape, self.weights, self.tokens = kern, shape, weights, tokens
+        starts = np.array([0, tokens.size], np.int64)
+        self.ensemble = make_ensemble(ALL, starts, CHUNK, shape.dim, shape.vocab, preset(_PRESET))
+        self.variants = tuple(self.ensemble._replace(members=members) for members in choices().values())
+        n = tokens.size
+        count = len(self.variants)
+        self.seen = Seen(
+            np.zeros((n, count), np.int64), np.zeros((n, alternatives), np.int32), np.zeros((n, alternatives), np.int32)
+        )
+        self.logits = aligned(_HEAD_ROWS * shape.vocab, np.float32)
+        self.fixed = [aligned(shape.vocab, np.int32) for _ in range(2)]
+        self.freq, self.sums = aligned(shape.vocab, np.int32), aligned(shape.vocab // GROUP, np.int32)
+        self.cosines = aligned(_HEAD_ROWS * self.ensemble.recall.columns, np.float32)
+
+    def take(self, rows: Any, first: int) -> None:
+        """Go on with at most CHUNK tokens, from number `first` on; rows: their hidden states (row_coding.Rows)."""
+        _look(
+            self.kern, self.shape, self.weights, self.ensemble, self.variants, rows, first, rows.zero.size, self.tokens,
+            self.logits, *self.fixed, self.freq, self.sums, self.cosines, *self.seen,
+        )  # fmt: skip
+
+
+@compiled
+def _forget(c: Any) -> None:
+    """Forget candidates that nothing was learned from."""
+    for i in range(c.size[0]):
+        c.place[c.token[i]] = -1
+    c.size[0] = 0
+    c.size[1] = 0
+
+
+@compiled
+def _rank(v: int, freq: Any, best: Any, best_freq: Any) -> None:
+    """The tokens with the largest frequencies, best first."""
+    count = best.size
+    for k in range(count):
+        best_freq[k] = 0
+    for token in range(v):
+        f = freq[token]
+        if f > best_freq[count - 1]:
+            k = count - 1
+            while k > 0 and f > best_freq[k - 1]:
+                best_freq[k] = best_freq[k - 1]
+                best[k] = best[k - 1]
+                k -= 1
+            best_freq[k] = f
+            best[k] = token
+
+
+@compiled
+def _look(
+    kern: Any, shape: Any, w: Any, e: Any, variants: Any, rows: Any, first: int, m: int, tokens: Any, logits: Any,
+    raw: Any, fixed: Any, freq: Any, sums: Any, cosines: Any, freq_out: Any, best: Any, best_freq: Any,
+) -> None:  # fmt: skip
+    """Tokens `first` to `first` + m, in order. The last variant has all members: from that the ensemble learns."""
+    v = shape.vocab
+    for r in range(m):
+        remember_row(e, first + r, rows, r, tokens[first + r])
+    columns = width(e.recall, first + m)
+    done = 0
+    while done < m:
+        n = min(_HEAD_ROWS, m - done)
+        head(kern, shape, w, rows, done, n, logits)
+        recall_rows(kern, e, first + m, done, n, rows, cosines)
+        for r in range(n):
+            at = first + done + r
+            token = np.int64(tokens[at])
+            fix_logits(v, logits, r * v, raw)
+            some = cosines[r * columns : (r + 1) * columns]
+            for k in range(len(variants)):
+                for i in range(v):
+                    fixed[i] = raw[i]
+                _forget(e.candidates)
+                adjust(variants[k], v, 0, at, 0, seen_at(at, 1), tokens, some, fixed)
+                spread(v, fixed, freq, sums)
+                _, freq_out[at, k] = interval(freq, sums, token)
+            _rank(v, freq, best[at], best_freq[at])
+            learn(e, v, 0, at, token, tokens, freq)
+        done += n
+
+
