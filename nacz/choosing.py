@@ -23,6 +23,7 @@ from nacz.segment_coder import (
     SegmentProgress,
     as_recorded,
     make_coder,
+    trial_progress,
 )
 
 __all__ = ["SegmentEncoder"]
@@ -101,13 +102,13 @@ class SegmentEncoder:
             return self._by(self._options.predictor, data, progress)
         if len(data) >= WINDOW and not is_mostly_text(data):
             return self._by(BYTE_MODEL, data, progress)
-        quick = len(self._by(BYTE_MODEL, data, None, _QUICK)[2])
+        quick = len(self._by(BYTE_MODEL, data, _trial(progress, len(data)), _QUICK)[2])
         if quick * _ALMOST_NOTHING <= len(data):
             return self._by(BYTE_MODEL, data, progress)
         self.identity(model_progress)
         found = self._by(LANGUAGE_MODEL, data, progress)
         if quick < _BEST_OF_QUICK * len(found[2]):
-            other = self._by(BYTE_MODEL, data, None)
+            other = self._by(BYTE_MODEL, data, _trial(progress, len(data)))
             if len(other[1]) + len(other[2]) < len(found[1]) + len(found[2]):
                 found = other
         return found
@@ -123,3 +124,9 @@ class SegmentEncoder:
         if predictor not in self._coders:
             self._coders[predictor] = make_coder(predictor, self._options)
         return self._coders[predictor]
+
+
+def _trial(progress: SegmentProgress | None, size: int) -> SegmentProgress | None:
+    """What a coder shall call whose result may be thrown away."""
+    trying = trial_progress(progress)
+    return None if trying is None else lambda done, coded, tokens: trying(done, size)

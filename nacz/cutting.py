@@ -27,7 +27,7 @@ class Cutter:
     """
 
     def __init__(self, size: int, binary_size: int | None = None) -> None:
-        self._size = size
+        self._size = self._text_size = size
         self._binary_size = size if binary_size is None else binary_size
         self._by_kind = binary_size is not None and min(size, binary_size) >= _SMALLEST
         self._buffer = bytearray()
@@ -43,8 +43,10 @@ class Cutter:
         view = memoryview(data)
         at = 0
         while at < len(view):
-            size = self._binary_size if self._is_text is False else self._size
-            wanted = size + size // 2 + 1
+            size, wanted = self._wanted()
+            if len(self._buffer) >= wanted:  # only where segments have just become smaller again
+                yield self._take(size), False
+                continue
             stop = wanted
             if self._by_kind:
                 window_end = (self._base + len(self._buffer)) // WINDOW * WINDOW + WINDOW
@@ -60,12 +62,24 @@ class Cutter:
             if len(self._buffer) == wanted:
                 yield self._take(size), False
 
+    def learn(self, like_binary: bool) -> None:
+        """Give the next segments of text the size of what is not text, or their own: `like_binary` says whether the
+        last segment was coded like that, so that its predictor shall not forget too early."""
+        self._text_size = max(self._size, self._binary_size) if like_binary and self._by_kind else self._size
+
     def rest(self, is_end: bool = True) -> Iterator[tuple[bytes, bool]]:
         """Yield what is left, if anything; `is_end`: nothing more will come."""
+        while len(self._buffer) >= self._wanted()[1]:
+            yield self._take(self._wanted()[0]), False
         if self._buffer:
             is_only = self._is_first and is_end
             self._is_text, self._run = None, 0
             yield self._take(len(self._buffer)), is_only
+
+    def _wanted(self) -> tuple[int, int]:
+        """Bytes of the next segment, and how many must be known before it is cut."""
+        size = self._binary_size if self._is_text is False else self._text_size
+        return size, size + size // 2 + 1
 
     def _take(self, size: int) -> bytes:
         segment = bytes(memoryview(self._buffer)[:size])

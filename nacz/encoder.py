@@ -14,7 +14,7 @@ from nacz.choosing import SegmentEncoder
 from nacz.cutting import Cutter
 from nacz.formats.records import MemberHeader, SegmentHeader
 from nacz.formats.writer import MemberWriter, Writer
-from nacz.segment_coder import CodecOptions
+from nacz.segment_coder import BYTE_MODEL, CodecOptions
 from nacz.segments import Meter, count_threads
 
 __all__ = ["Earlier", "MemberEncoder"]
@@ -136,7 +136,8 @@ class MemberEncoder:
         return found[0]
 
     def _count(self, data: bytes, header: SegmentHeader, payload: bytes | None, is_only: bool) -> None:
-        assert self._member is not None
+        assert self._member is not None and self._cutter is not None
+        self._cutter.learn(header.predictor == BYTE_MODEL)
         self._meter.coded = self._member.size
         if payload is None:
             self._member.passed(header, is_only)

@@ -12,8 +12,9 @@ __all__ = ["Progress", "ProgressCallback"]
 class Progress:
     """A moment of the work.
 
-    phase   "compress" or "decompress"; before that perhaps "fetch" (bytes) and "convert" (steps) of the model, for
-            which only `done` and `total` have a meaning
+    phase   "compress" or "decompress"; before that perhaps "fetch" (bytes) and "convert" (steps) of the model, and
+            "try" (steps) while something is coded only to see whether it is worth it: for these only `done` and
+            `total` have a meaning
     done    plain bytes coded or decoded so far
     total   plain bytes in all, None when nobody knows
     coded   archive bytes written or read so far

@@ -40,17 +40,22 @@ __all__ = [
     "ModelProgress",
     "SegmentCoder",
     "SegmentProgress",
+    "TrialProgress",
     "as_recorded",
     "make_coder",
     "model_is_known",
     "name_of_model",
     "predictor_name",
     "register_predictor",
+    "trial_progress",
 ]
 
 # Called with counts inside the segment: plain bytes done, coded bytes so far, tokens done (0 if there are
 # none). May raise to cancel, so a coder must not swallow what it raises.
 SegmentProgress = Callable[[int, int, int], None]
+
+# Called during a trial whose result may be thrown away: steps done, steps in all. The same may be raised.
+TrialProgress = Callable[[int, int], None]
 
 # Called while a model is made ready: what is being done ("fetch", "convert"), steps done, steps in all.
 ModelProgress = Callable[[str, int, int], None]
@@ -238,6 +243,12 @@ def _name_of_digest(digest: bytes) -> str:
 def predictor_name(predictor_id: int) -> str:
     """Return a short name for people."""
     return _NAMES.get(predictor_id, f"predictor {predictor_id}")
+
+
+def trial_progress(progress: SegmentProgress | None) -> TrialProgress | None:
+    """Return what a coder shall call during a trial, None if whoever made `progress` wants to know of none."""
+    trying: TrialProgress | None = getattr(progress, "trying", None)
+    return trying
 
 
 def make_coder(predictor_id: int, options: CodecOptions) -> SegmentCoder:

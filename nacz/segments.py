@@ -44,7 +44,7 @@ class Meter:
         """Return what a coder shall call during the next segment."""
         if self._callback is None:
             return None
-        return self._inside
+        return _Inside(self)
 
     def model(self) -> ModelProgress | None:
         """Return what a coder shall call while it makes its model ready."""
@@ -53,9 +53,15 @@ class Meter:
             return None
         return lambda stage, done, total: callback(Progress(stage, done, total, 0, 0))
 
-    def _inside(self, done: int, coded: int, tokens: int) -> None:
+    def within(self, done: int, coded: int, tokens: int) -> None:
+        """Report a moment of the segment that is being coded."""
         self._tokens_in_segment = tokens
         self._report(self.done + done, self.coded + coded, self.tokens + tokens)
+
+    def trying(self, done: int, total: int) -> None:
+        """Report a moment of a trial."""
+        if self._callback is not None:
+            self._callback(Progress("try", done, total, 0, 0))
 
     def advance(self, done: int, coded: int) -> None:
         """Count a finished segment, its coded bytes with their header."""
@@ -68,6 +74,19 @@ class Meter:
     def _report(self, done: int, coded: int, tokens: int) -> None:
         if self._callback is not None:
             self._callback(Progress(self._phase, done, self._total, coded, tokens))
+
+
+class _Inside:
+    """A SegmentProgress that is told of trials too (see trial_progress)."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+
+    def __call__(self, done: int, coded: int, tokens: int) -> None:
+        self._meter.within(done, coded, tokens)
+
+    def trying(self, done: int, total: int) -> None:
+        self._meter.trying(done, total)
 
 
 def count_threads(asked: int) -> int:

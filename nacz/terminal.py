@@ -108,6 +108,8 @@ class ProgressLine:
             return f"{self._name}: nothing done yet"
         if last.phase in ("fetch", "convert"):
             return f"{self._name}: {last.phase}ing weights: {last.done} of {last.total}"
+        if last.phase == "try":
+            return f"{self._name}: trying what is smallest: {100 * last.done / max(1, last.total or 0):.0f} %"
         parts = [f"{last.phase} {format_size(last.done)}" + (f" of {format_size(last.total)}" if last.total else "")]
         if last.total:
             parts.insert(0, f"{100 * last.done / last.total:.0f} %")
@@ -128,6 +130,10 @@ class ProgressLine:
             # Rates count from here, not from the start of a download.
             self._in_model = False
             self._start = time.monotonic()
+        if progress.phase == "try":
+            if self._due():
+                self._show(f"{self._name}: trying", progress.done, progress.total, "")
+            return
         if self._due():
             elapsed = time.monotonic() - self._start
             figures = [f"{progress.done / elapsed / 1000:.1f} KB/s"]

@@ -104,6 +104,23 @@ def test_sizes() -> None:
     assert [len(s) for s in cut(data, sizes=(60_000, 60_000))][:5] == [60_000] * 5, "small segments stay as they are"
 
 
+def test_text_that_is_coded_like_other_data_gets_its_size() -> None:
+    def sizes(step: int, like_binary: list[bool]) -> list[int]:
+        cutter, found, answers = Cutter(70_000, 200_000), [], iter(like_binary)
+        for i in range(0, len(data), step):
+            for segment, _ in cutter.feed(data[i : i + step]):
+                found.append(len(segment))
+                cutter.learn(next(answers))
+        return found + [len(segment) for segment, _ in cutter.rest()]
+
+    data = (TEXT * (1_000_000 // len(TEXT) + 1))[:1_000_000]
+    assert sizes(1 << 20, [True] * 9)[:4] == [70_000, 200_000, 200_000, 200_000]
+    for step in (1 << 20, 65_536, 4097):
+        found = sizes(step, [True, False, *[False] * 20])
+        assert found[:4] == [70_000, 200_000, 70_000, 70_000] and sum(found) == len(data), "and back again"
+        assert found == sizes(1 << 20, [True, False, *[False] * 20])
+
+
 PARTS = st.lists(st.tuples(st.sampled_from([TEXT, NOISE, TABLE]), st.integers(1, 60_000)), max_size=6)
 
 

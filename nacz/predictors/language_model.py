@@ -29,6 +29,8 @@ from nacz.segment_coder import (
     ModelIdentity,
     ModelProgress,
     SegmentProgress,
+    TrialProgress,
+    trial_progress,
 )  # fmt: skip
 from nacz.weights.store import LoadedModel, load_model
 
@@ -174,7 +176,9 @@ class LanguageModelCoder:
             learning = learning._replace(layers=min(learning.layers, shape.layers))
         if learning is not None and tokens.size <= lanes * max(1, learning.rows // lanes):
             learning = None  # nothing is learned from the last block
-        if learning is not None and not _worth_learning(model, shape, tokens, lanes, threads, learning):
+        if learning is not None and not _worth_learning(
+            model, shape, tokens, lanes, threads, learning, trial_progress(progress)
+        ):
             learning = None
         intervals = encode_lanes(
             chosen()[1], shape, make_weights(model), model.vocabulary.bos_id, tokens, lanes, threads,
@@ -209,18 +213,25 @@ def learning_of(layers: int) -> Learning | None:
 
 
 def _worth_learning(
-    model: LoadedModel, shape: Shape, tokens: NDArray[np.int32], lanes: int, threads: int, learning: Learning
-) -> bool:
+    model: LoadedModel, shape: Shape, tokens: NDArray[np.int32], lanes: int, threads: int, learning: Learning,
+    trying: TrialProgress | None,
+) -> bool:  # fmt: skip
     """Whether the first blocks, coded with and without learning, come out smaller with it."""
     some = tokens[: TRIAL_BLOCKS * learning.rows]
     lanes = min(lanes, max(1, some.size // (2 * learning.rows // lanes)))
-    bits = [
-        float(np.sum(24.0 - np.log2(encode_lanes(
-            chosen()[1], shape, make_weights(model), model.vocabulary.bos_id, some, lanes, threads, learning=how,
-        )[1])))
-        for how in (None, learning)
-    ]  # fmt: skip
-    return bits[1] < bits[0]
+
+    def bits(how: Learning | None) -> float:
+        def report(done: NDArray[np.int64], ids: NDArray[np.int32], coded: int) -> None:
+            if trying is not None:
+                trying(int(done.sum()) + (some.size if how else 0), 2 * some.size)
+
+        found = encode_lanes(
+            chosen()[1], shape, make_weights(model), model.vocabulary.bos_id, some, lanes, threads, report, learning=how
+        )
+        return float(np.sum(24.0 - np.log2(found[1])))
+
+    plainly = bits(None)
+    return bits(learning) < plainly
 
 
 def mixed_in(members: int) -> MakeEnsemble | None:
