@@ -47,7 +47,8 @@ def epilog() -> str:
     lines += [f"  {command:<34} {what}" for command, what in EXAMPLES.items()]
     lines += ["", "\b", f"Levels, on {levels.TEXT_IN_WORDS}:"]
     lines += ["  " + line for line in levels.table()]
-    lines += [f"  KB of CPU seconds, {levels.MACHINE};", "  the language model shares its work among all threads."]
+    lines += [f"  KB of CPU seconds, {levels.MACHINE};"]
+    lines += ["  the language model shares its work among threads, the learning one less so."]
     lines += ["", "\b", f"Environment: {_folded(list(ENVIRONMENT))}."]
     lines += [f"Exit codes: {_folded([f'{code} {cause}' for code, cause in EXIT_CODES.items()])}."]
     return "\b\n" + "\n".join(lines)

@@ -18,10 +18,10 @@ from golden_inputs import SAMPLE
 
 import nacz
 from nacz import CodecOptions, errors, levels, segment_coder
-from nacz.bench import ablation, coders, command, report, sources
+from nacz.bench import ablation, child, coders, command, report, sources
 from nacz.bench import run as runs
 from nacz.bench.run import Row, Skipped
-from nacz.predictors.language_model import LanguageModelCoder
+from nacz.predictors.language_model import EFFORTS, LanguageModelCoder, Params
 from nacz.predictors.members import MEMBERS, parse_members
 
 TEXT = b"The quick brown fox jumps over the lazy dog. " * 60
@@ -299,3 +299,22 @@ def test_no_picture_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_table_of_levels_has_all_levels() -> None:
     assert list(levels.LEVELS) == list(range(1, 10))
     assert all(levels.seconds(level, 10**6, 2) > 0 for level in levels.LEVELS)
+    learns = {level for level, effort in EFFORTS.items() if effort.learning is not None}
+    assert learns == set(range(levels.FIRST_LEVEL_THAT_LEARNS, 10))
+
+
+def test_what_makes_a_learning_level_ready_is_learned_from(tmp_path: Path) -> None:
+    """Else what learns would be compiled while its time is taken."""
+    model = str(tiny.write(tmp_path))
+    for level in range(levels.FIRST_LEVEL_THAT_LEARNS, 10):
+        options = CodecOptions(level=level, model=model, learn=2)
+        coder = LanguageModelCoder(options)
+        rows = EFFORTS[level].learning.rows  # type: ignore[union-attr]
+        params, _ = coder.encode(child._MORE, options=options, threads=1, progress=None)
+        found = Params.from_bytes(params, len(child._MORE))
+        assert found.learning is not None and found.tokens > found.lanes * rows
+
+
+def test_estimates_know_that_few_lanes_share_little_work() -> None:
+    one, many = levels.seconds(9, 100_000, 1), levels.seconds(9, 100_000, 64)
+    assert 1.9 < one / many <= 2 and levels.seconds(6, 10**6, 64) < levels.seconds(6, 10**6, 8)

@@ -230,6 +230,23 @@ def test_an_estimate_before_long_work(run: Nacz, tmp_path: Path, monkeypatch: py
         assert run.err == ""
 
 
+def test_estimates_of_decoding_see_what_an_archive_was_made_with() -> None:
+    from nacz.formats.records import SegmentHeader
+
+    from nacz.info import decoding_seconds
+    from nacz.predictors.language_model import EFFORTS, Params
+    from nacz.segment_coder import BYTE_MODEL, LANGUAGE_MODEL
+
+    def header(predictor: int, params: bytes) -> SegmentHeader:
+        return SegmentHeader(predictor, 0, params, 100_000, 10, 0)
+
+    for level, effort in EFFORTS.items():
+        params = Params(effort.window, 1, 25_000, effort.members, effort.learning).to_bytes()
+        found = decoding_seconds([header(LANGUAGE_MODEL, params)], 1)
+        assert found == levels.seconds(level, 100_000, 1, decompress=True), level
+    assert decoding_seconds([header(BYTE_MODEL, b"")], 1) < 5
+
+
 def test_durations() -> None:
     seconds = {0.2: "1 s", 6.4: "6 s", 89: "89 s", 90: "2 min", 2400: "40 min", 9000: "2 h", 200_000: "2 days"}
     for value, words in seconds.items():
