@@ -23,7 +23,7 @@ ENVIRONMENT = {
     "NACZ_THREADS": "the number of threads where none is given, 0 for all cores",
     "NACZ_MODEL_DIR": "the folder for weights, instead of nacz/models in the user's cache folder",
     "NACZ_CACHE_DIR": "the folder for compiled code, instead of nacz in the user's cache folder",
-    "NACZ_OFFLINE": "1: never fetch weights",
+    "NACZ_OFFLINE": "1: never fetch weights or corpora",
     "NACZ_KERNEL": "the implementation of the arithmetic; never changes a result",
     "NACZ_CORPORA": "where `nacz bench` looks for files and corpora by name",
     "NACZ_DEBUG": "1: show the traceback of a failure",
