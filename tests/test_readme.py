@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +69,30 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 def test_the_table_of_levels_is_that_of_the_help() -> None:
     assert levels.markdown() in README
+
+
+def test_measured_figures_reach_the_table_and_a_label_has_to_fit(tmp_path: Path) -> None:
+    for name in ("scripts", "nacz"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "README.md", tmp_path)
+    (tmp_path / "nacz" / "__init__.py").write_text("")  # the table alone
+    row = {"coder": "nacz", "options": {}, "sha256": "0", "bits_per_byte": 1.25, "plain_size": 50_000,
+           "memory": 5 * 10**8, "compress_cpu": 10.0, "decompress_cpu": 100.0}  # fmt: skip
+    rows = [row | {"setting": str(level)} for level in range(1, 10)] + [row | {"coder": "gzip", "setting": "9"}]
+    figures = {"rows": rows, "machine": "A Processor", "date": "2026-01-02", "commit": "abc"}
+
+    def run(machine: str, *more: str) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "figures").write_text(json.dumps(figures | {"machine": machine}))
+        command = [sys.executable, tmp_path / "scripts" / "levels", tmp_path / "figures", *more]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    long = "A Processor Of Very Many Cores, 2 cores, Linux"
+    assert "name the PROCESSOR in fewer" in run(long).stderr
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == README, "nothing is written"
+    assert run(long, "Processor").returncode == 0
+    table = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "| 9 | learning model | 1.250 | 5.0 KB/s | 0.50 KB/s | 500 MB |" in table
+    assert "2 cores of an Processor, 2026-01-02, commit abc.\n<!-- end of levels -->" in table
 
 
 def test_every_document_is_in_the_list() -> None:
