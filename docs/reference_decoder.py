@@ -207,27 +207,37 @@ def decode_end(archive: Fields, member_size: int, sizes: list[tuple[int, int]], 
 
 def decode_language_model(model: Model, params: Fields, payload: bytes, plain_size: int) -> bytes:
     version = params.varint()
-    check(version <= 3, "parameters of an unknown version")
+    check(version <= 7, "parameters of an unknown version")
     window, lanes, count = params.varint() * 128, params.varint(), params.varint()
     members = 0
     if version & 1:
         check(params.varint() == 0, "an ensemble of an unknown version")
         members = params.varint()
         check(1 <= members <= 31, "members that are not here")
-    learner, block = None, 0
+    learner, block, learning = None, 0, None
     if version & 2:
         check(params.varint() == 0, "learning of an unknown version")
         layers, rate, rows = params.varint(), params.varint(), params.varint()
         check(1 <= layers <= model.n_layers and 1 <= rate <= 1000, "parameters out of range")
         check(1 <= rows <= 1024 and 1 <= lanes <= 256, "parameters out of range")
-        learner, block = Learner(model, window, layers, rate), max(1, rows // lanes)
+        learning = layers, rate
+    heads = model.n_layers * model.kv_heads
+    reach = [window // 128] * heads
+    if version & 4:
+        table = params.varint()
+        check(table <= len(NEAR_HEADS), "an unknown table of near heads")
+        most = NEAR_HEADS[table - 1] if table else params.take(params.varint())
+        check(len(most) == heads and 1 not in most, "near heads of another model")
+        reach = [min(window // 128, blocks or window // 128) for blocks in most]
+    if learning:
+        learner, block = Learner(model, window, reach, *learning), max(1, rows // lanes)
         model = copy.copy(model)
         model.layers = learner.layers
     check(params.ended() and 256 <= window <= 16384, "parameters out of range")
     check(1 <= count <= 2 * plain_size, "parameters out of range")
     check(1 <= lanes <= min(count, 256) and count <= lanes << 20, "parameters out of range")
     lengths = [count // lanes + (lane < count % lanes) for lane in range(lanes)]
-    streams = [Lane(model, window, learner is not None) for _ in range(lanes)]
+    streams = [Lane(model, window, reach, learner is not None) for _ in range(lanes)]
     tokens: list[list[int]] = [[] for _ in range(lanes)]
     ensemble = Ensemble(members, lengths, model.vocab, model.dim, integer_exp2)
     coder = RangeDecoder(payload)
@@ -507,6 +517,16 @@ def distribution(fixed: np.ndarray) -> list[int]:
 # -- the transformer --------------------------------------------------------------------------------------------------
 
 QUERY_UNIT = F(1.4426950408889634 / 8.0 * 16384.0)
+# Blocks that each key head of smollm2-135m sees at most, layer by layer; 0 for all of the window.
+NEAR_HEADS = [
+    bytes((0, 3, 5, 8, 12, 16, 24)[int(digit)] for digit in digits)
+    for digits in (
+        "031111111221221233213220332112121111111111121112121101110111120111111012211111111111111111",
+        "042322232454554555455540555445343121211111331123111301110221240123122024323111121111211111",
+        "054333243666665666566660666566454133211211452234212401210331350334233045534111331211322222",
+        "006055566000000000000000000000600354433423604550433603440552600556455060050322553433644554",
+    )
+]
 
 
 # Key, its step, value, its step of one position in one head.
@@ -514,14 +534,14 @@ Seen = tuple[np.ndarray, np.float32, np.ndarray, np.float32]
 
 
 class Lane:
-    """One stream of tokens through the model. Remembers all keys and values and looks at those in the window.
+    """One stream of tokens through the model. Remembers all keys and values and looks at those in reach.
 
     `trace`, if wanted, is what learning needs: for each token the inputs of all layers and the output of the last, and
     the results of all layers' attention.
     """
 
-    def __init__(self, model: Model, window: int, is_traced: bool) -> None:
-        self.model, self.window, self.position, self.is_traced = model, window, 0, is_traced
+    def __init__(self, model: Model, window: int, reach: list[int], is_traced: bool) -> None:
+        self.model, self.window, self.reach, self.position, self.is_traced = model, window, reach, 0, is_traced
         self.seen: dict[tuple[int, int], list[Seen]] = {}
         self.trace: list[tuple[list[np.ndarray], list[np.ndarray]]] = []
 
@@ -563,12 +583,12 @@ class Lane:
             value = self.small(heads[m.heads + m.kv_heads + kv])
             self.seen.setdefault((layer, kv), []).append((*key, *value))
             for head in range(kv * group, (kv + 1) * group):
-                out.append(self.attend(heads[head], self.seen[layer, kv]))
+                out.append(self.attend(heads[head], self.seen[layer, kv], self.reach[layer * m.kv_heads + kv]))
         return np.concatenate(out)
 
-    def attend(self, query: np.ndarray, seen: list[Seen]) -> np.ndarray:
-        """Blocks of 128 positions: the first, which never leaves, and the last ones of the window."""
-        current, slots = self.position // 128, self.window // 128
+    def attend(self, query: np.ndarray, seen: list[Seen], slots: int) -> np.ndarray:
+        """`slots` blocks of 128 positions: the first, which never leaves, and the last ones."""
+        current = self.position // 128
         result, total = np.zeros(64), 0.0
         for block in [0, *range(max(1, current - (slots - 2)), current + 1)]:
             # The first block is seen from no further away than the window is long.

@@ -215,11 +215,11 @@ class Learner:
     """The layers of a segment's own model, of which the last `count` learn.
 
     model: has layers (list of {name: Matrix}), head, heads, kv_heads, eps, rope; stays as it is. `layers` are those to
-    predict with. rate: in thousandths.
+    predict with. reach: blocks that each key head of each layer sees. rate: in thousandths.
     """
 
-    def __init__(self, model: Any, window: int, count: int, rate: int) -> None:
-        self.model, self.window, self.rate = model, window, rate / 1000.0
+    def __init__(self, model: Any, window: int, reach: list[int], count: int, rate: int) -> None:
+        self.model, self.window, self.reach, self.rate = model, window, reach, rate / 1000.0
         self.layers = [dict(layer) for layer in model.layers]
         first = len(self.layers) - count
         self.weights = {
@@ -275,7 +275,8 @@ class Learner:
             some = slice(i * n, (i + 1) * n)
             for kv in range(self.model.kv_heads):
                 seen = lane.seen[number, kv]
-                self.back_attention(seen, kv, position, wide[some], heads[some], d_heads[some], d_wide[some])
+                slots = self.reach[number * self.model.kv_heads + kv]
+                self.back_attention(seen, kv, slots, position, wide[some], heads[some], d_heads[some], d_wide[some])
         dx = dx + back_through_norm(x, back_through(layer["qkv"], d_wide), eps)
         gradients = {
             "qkv": matrix_gradient(d_wide, x, (1.0 / np.sqrt(mean_square(x, eps))).astype(F)),
@@ -291,7 +292,7 @@ class Learner:
         return c * d - s * t, s * d + c * t
 
     def back_attention(
-        self, seen: list[Any], kv: int, position: int, wide: np.ndarray, out: np.ndarray, d_out: np.ndarray,
+        self, seen: list[Any], kv: int, slots: int, position: int, wide: np.ndarray, out: np.ndarray, d_out: np.ndarray,
         d_wide: np.ndarray,
     ) -> None:  # fmt: skip
         """One lane and kv head: fills the parts of d_wide [n, queries, keys, values] that belong to it."""
@@ -308,7 +309,7 @@ class Learner:
         inner = exact_dot(d_result, out[:, mine].reshape(-1, 64)).astype(F)
         # The blocks that the last row sees. A row before it may have seen one more, which counts for nothing here.
         last = (position + n - 1) // BLOCK
-        blocks = [0, *range(max(1, last - (self.window // BLOCK - 2)), last + 1)]
+        blocks = [0, *range(max(1, last - (slots - 2)), last + 1)]
         cache = {b: self.block(seen, b) for b in blocks}
         is_seen = {b: b * BLOCK + np.arange(BLOCK) <= own[:, None] for b in blocks}
         scores = {}

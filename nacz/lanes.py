@@ -37,6 +37,7 @@ from nacz.predictors.transformer import (
     Trace,
     Weights,
     aligned,
+    fitted,
     forward,
     make_cache,
     make_scratch,
@@ -75,14 +76,9 @@ def lane_starts(tokens: int, lanes: int) -> NDArray[np.int64]:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(lane_lengths(tokens, lanes))])
 
 
-def fitted(shape: Shape, longest: int) -> Shape:
-    """The shape with no more cache blocks than a lane of `longest` tokens fills; what is predicted stays the same."""
-    return shape._replace(slots=max(2, min(shape.slots, -(-longest // BLOCK))))
-
-
 def cache_bytes(shape: Shape, lanes: int) -> int:
     """Memory that the keys and values of `lanes` lanes take, in bytes."""
-    return lanes * shape.layers * shape.kv_heads * shape.slots * BLOCK * (2 * 64 + 12)
+    return lanes * int(shape.begin[-1]) * BLOCK * (2 * 64 + 12)
 
 
 class _Worker:
@@ -296,22 +292,15 @@ def decode_lanes(
     lengths = lane_lengths(count, lanes)
     shape = fitted(shape, int(lengths[0]))
     learner = learning and Learner(kern, shape, weights, learning, lanes, threads)
+    longest = int(lengths[0])
     work = _Decoding(kern, shape, weights, bos, stream, count, lanes, max(1, min(threads, lanes)), ensemble, learner)
-    due = 0.0
+    steps = learner.steps if learner else longest
     try:
         with ThreadPoolExecutor(max(1, len(work.team) - 1)) as pool:
-            for t in range(int(lengths[0])):
-                active = int(np.count_nonzero(lengths > t))
-                futures = [pool.submit(work.predict, i, t, active) for i in range(1, len(work.team))]
-                work.predict(0, t, active)
-                for future in futures:
-                    future.result()
-                work.take(t, active)
-                if t + 1 < lengths[0]:
-                    work.learn(t)
-                if progress is not None and time.monotonic() >= due:
-                    due = time.monotonic() + POLL
-                    progress(np.minimum(lengths, t + 1), work.out, min(int(work.state[POSITION]), stream.size))
+            for first in range(0, longest, steps):
+                work.decode(pool, range(first, min(first + steps, longest)), progress)
+                if learner and first + steps < longest:
+                    work.learn(first)
     finally:
         if learner:
             learner.close()
@@ -321,17 +310,19 @@ def decode_lanes(
 
 
 class _Decoding:
-    """A stream on its way to tokens, each step in two halves: what workers predict, and what is then taken."""
+    """A stream on its way to tokens. Every worker predicts the next tokens of its lanes and, when the workers before it
+    have taken theirs of that step, takes them from the stream: so one predicts while another takes."""
 
     def __init__(
         self, kern: Any, shape: Shape, weights: Weights, bos: int, stream: NDArray[np.uint8], count: int, lanes: int,
         workers: int, ensemble: MakeEnsemble | None, learner: Learner | None,
     ) -> None:  # fmt: skip
-        self.learner = learner
+        self.learner, self.due = learner, 0.0
         weights = learner.weights if learner else weights
         trace = learner.trace if learner else make_trace(shape, shape.layers, 0)
         self.steps = learner.steps if learner else 1
         self.shape, self.lanes, self.starts = shape, lanes, lane_starts(count, lanes)
+        self.lengths = np.diff(self.starts)
         self.stream, self.state = stream, decoder_init(stream)
         self.out, self.current = np.zeros(count, np.int32), np.full(lanes, bos, np.int32)
         self.first = [lanes * i // workers for i in range(workers + 1)]
@@ -347,11 +338,40 @@ class _Decoding:
             self.cosines = aligned(lanes * self.ensemble.recall.columns, np.float32)
             self.owner = np.searchsorted(self.first, np.arange(lanes), "right") - 1
 
-    def predict(self, i: int, t: int, active: int) -> None:
-        """Worker i predicts token t of those of its lanes that are below `active`."""
-        first, last = self.first[i], min(self.first[i + 1], active)
-        if first >= last:
-            return
+    def decode(self, pool: ThreadPoolExecutor, steps: range, progress: Progress | None) -> None:
+        """Take the tokens of these steps. The calling thread is the first worker, and tells the progress."""
+        turns: list[SimpleQueue[bool]] = [SimpleQueue() for _ in self.team]
+        turns[0].put(True)
+
+        def work(i: int, tell: Progress | None = None) -> None:
+            try:
+                for t in steps:
+                    first, last = self.first[i], min(self.first[i + 1], int(np.count_nonzero(self.lengths > t)))
+                    if first < last:
+                        self.predict(i, t, first, last)
+                    if not turns[i].get():
+                        return
+                    if first < last:
+                        self.take(t, first, last)
+                    turns[(i + 1) % len(turns)].put(True)
+                    if tell is not None and time.monotonic() >= self.due:
+                        self.due = time.monotonic() + POLL
+                        coded = min(int(self.state[POSITION]), self.stream.size)
+                        tell(np.minimum(self.lengths, t), self.out, coded)
+            except BaseException:
+                for turn in turns:
+                    turn.put(False)
+                raise
+
+        others = [pool.submit(work, i) for i in range(1, len(self.team))]
+        try:
+            work(0, progress)
+        finally:
+            for other in others:
+                other.result()
+
+    def predict(self, i: int, t: int, first: int, last: int) -> None:
+        """Worker i predicts token t of its lanes first .. last - 1."""
         tokens, worker = self.current[first:last], self.team[i]
         lane = np.arange(last - first, dtype=np.int64)
         groups = Group(lane, lane, np.ones_like(lane), np.full_like(lane, t))
@@ -370,25 +390,24 @@ class _Decoding:
                 self.ensemble, seen_at(t, self.lanes), self.logits[first:last], room, self.hidden, first,
             )  # fmt: skip
 
-    def learn(self, t: int) -> None:
-        """Learn from the chunk that step t ends, if it ends one."""
-        if self.learner is None or (t + 1) % self.steps:
-            return
-        first = t + 1 - self.steps
-        targets = np.concatenate([self.out[at + first : at + t + 1] for at in self.starts[:-1]])
+    def learn(self, first: int) -> None:
+        """Learn from the chunk that begins with step `first`."""
+        assert self.learner is not None
+        targets = np.concatenate([self.out[at + first : at + first + self.steps] for at in self.starts[:-1]])
         owned = [(cache, lane) for cache, (a, b) in zip(self.caches, pairwise(self.first), strict=True)
                  for lane in range(b - a)]  # fmt: skip
         self.learner.learn(owned, first, targets)
 
-    def take(self, t: int, active: int) -> None:
-        """Take token t of the first `active` lanes from the stream."""
+    def take(self, t: int, first: int, last: int) -> None:
+        """Take token t of lanes first .. last - 1 from the stream."""
         if self.ensemble is None:
-            take(self.state, self.stream, self.logits, self.sums, active, self.current)
-            self.out[self.starts[:active] + t] = self.current[:active]
+            some = slice(first, last)
+            take(self.state, self.stream, self.logits[some], self.sums[some], last - first, self.current[some])
+            self.out[self.starts[some] + t] = self.current[some]
             return
         recall, begin = self.ensemble.recall, np.array(self.first)[self.owner]
         where = begin * recall.columns + (np.arange(self.lanes) - begin) * width(recall, seen_at(t, self.lanes))
         take_mixed(
-            self.state, self.stream, self.shape, self.ensemble, t, 0, active, self.starts, self.logits,
-            self.cosines, where, self.hidden, self.bench, self.out, self.current,
+            self.state, self.stream, self.shape, self.ensemble, t, first, last, self.starts, self.logits, self.cosines,
+            where, self.hidden, self.bench, self.out, self.current,
         )  # fmt: skip

@@ -25,16 +25,16 @@ def decoding_memory(header: SegmentHeader, model: str | None, offline: bool) -> 
     needed: int = _BASE + 2 * header.plain_size + 2 * header.payload_size
     if header.predictor != LANGUAGE_MODEL:
         return needed
-    from nacz.lanes import cache_bytes, fitted, lane_lengths
+    from nacz.lanes import cache_bytes, lane_lengths
     from nacz.predictors.ensemble import memory
     from nacz.predictors.language_model import Params
     from nacz.predictors.learning import learning_bytes
-    from nacz.predictors.transformer import make_shape
+    from nacz.predictors.transformer import fitted, make_shape
     from nacz.weights.store import load_model
 
     params = Params.from_bytes(header.params, header.plain_size)
     weights = load_model(model, offline=offline)
-    shape = make_shape(weights.architecture, params.window)
+    shape = make_shape(weights.architecture, params.window, params.near)
     longest = int(lane_lengths(params.tokens, params.lanes)[0])
     needed += sum(array.nbytes for array in weights.arrays.values()) + len(weights.tokenizer)
     needed += cache_bytes(fitted(shape, longest), params.lanes) + _PER_TOKEN * params.tokens

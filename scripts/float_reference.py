@@ -1,11 +1,13 @@
 """Code length of a file under a float32 evaluation of the same weights: the yardstick for what exactness costs.
 
-    python scripts/float_reference.py FILE [--offset A] [--length N] [--window W] [--lanes L[,L...]] [--threads 1]
+    python scripts/float_reference.py FILE [--offset A] [--length N] [--window W] [--near T] [--lanes L[,L...]]
+        [--threads 1]
 
 The weights are those of the GGUF file, dequantised and neither rotated nor rounded. Tokens, lanes and the window rule
 are those of nacz (kernels/attention.py): a lane begins with the beginning-of-text token; a query sees the first 128
 positions of its lane, at no more than the window's distance, and the last window / 128 - 1 blocks of 128 positions up
-to itself.
+to itself, or fewer where its head is in the table of near heads (nacz/predictors/reach.py). Without --window both are
+those of level 6.
 
 Printed are the plain code length, -log2 of the softmax, and the length with the floor of 2^-24 that an integer
 distribution has. FILE is looked for here and then in the folder $NACZ_CORPORA. Needs torch; about 3 minutes and 1.1 GB
@@ -23,6 +25,8 @@ from typing import Any
 
 import numpy as np
 
+from nacz.predictors.language_model import EFFORTS
+from nacz.predictors.reach import TABLES
 from nacz.tokens import Tokenizer
 from nacz.weights.exact import HEAD, architecture_of
 from nacz.weights.fetch import ensure_gguf
@@ -41,9 +45,10 @@ TOTAL = 2.0**24
 class FloatModel:
     """A Llama-family transformer in float32 and the keys and values of one lane, in the order of nacz's cache."""
 
-    def __init__(self, gguf: GGUFFile, window: int) -> None:
+    def __init__(self, gguf: GGUFFile, window: int, near: bytes) -> None:
         self.arch = arch = architecture_of(gguf)
         self.window, self.slots = window, window // BLOCK
+        self.reach = torch.tensor([blocks or self.slots for blocks in near or bytes(arch.layers * arch.kv_heads)])
 
         def get(name: str) -> torch.Tensor:
             return torch.from_numpy(dequantise(gguf.tensor(name)))
@@ -72,8 +77,12 @@ class FloatModel:
         seen = (1 + min(number, self.slots - 1)) * BLOCK
         own = slice(slot * BLOCK, slot * BLOCK + rows)
         hidden_from_row = torch.triu(torch.full((rows, BLOCK), -torch.inf), diagonal=1).repeat(arch.heads, 1)
+        # How many blocks ago what is in each slot was, and so which heads do not see it.
+        age = (slot - torch.arange(seen // BLOCK)) % (self.slots - 1)
+        hidden = (age > self.reach[:, None] - 2) & (torch.arange(seen // BLOCK) > 0)
+        hidden_from_head = torch.zeros(hidden.shape).masked_fill(hidden, -torch.inf).repeat_interleave(BLOCK, dim=1)
         x = self.embed[tokens]
-        for keys, values, w in zip(self.keys, self.values, self.layers, strict=True):
+        for layer, (keys, values, w) in enumerate(zip(self.keys, self.values, self.layers, strict=True)):
             q, k, v = (rms(x, w["attn_norm"], arch.eps) @ w["qkv"].T).split(
                 [arch.dim, arch.kv_heads * HEAD, arch.kv_heads * HEAD], dim=1
             )
@@ -85,6 +94,7 @@ class FloatModel:
             scores[..., :BLOCK] = sink_query @ keys[:, :BLOCK].mT
             scores[..., BLOCK:] = query @ keys[:, BLOCK:seen].mT
             scores[..., slot * BLOCK : (slot + 1) * BLOCK] += hidden_from_row.view(arch.kv_heads, -1, BLOCK)
+            scores += hidden_from_head[layer * arch.kv_heads : (layer + 1) * arch.kv_heads, None, :]
             mixed = torch.softmax(scores, dim=-1) @ values[:, :seen]
             x = x + mixed.view(arch.heads, rows, HEAD).transpose(0, 1).reshape(rows, arch.dim) @ w["attn_output"].T
             gate, up = (rms(x, w["ffn_norm"], arch.eps) @ w["gate_up"].T).split(arch.ffn, dim=1)
@@ -151,11 +161,18 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--offset", type=int, default=0, help="first byte of FILE to look at")
     parser.add_argument("--length", type=int, help="how many bytes (default: all)")
-    parser.add_argument("--window", type=int, default=2048, help="positions, a multiple of 128 (default: 2048)")
+    parser.add_argument("--window", type=int, help="positions, a multiple of 128")
+    parser.add_argument("--near", type=int, help="number of a table of near heads, 0 for none")
     parser.add_argument("--lanes", default="1", help="number of lanes, or several: 1,2,4")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--gguf", type=Path, help="weights (default: those of nacz)")
     options = parser.parse_args()
+    effort = EFFORTS[6]
+    if options.near is None:
+        options.near = 0 if options.window else effort.near
+    options.window = options.window or effort.window
+    if options.near and options.near not in TABLES:
+        parser.error("there is no such table")
     if options.window % BLOCK or options.window < 2 * BLOCK:
         parser.error("the window must be a multiple of 128, at least 256")
     path = options.file
@@ -178,9 +195,11 @@ def main() -> None:
     print(f"{path.name} [{options.offset}, {options.offset + len(data)}): {len(data)} bytes, {len(tokens)} tokens")
     for lanes in (int(text) for text in options.lanes.split(",")):
         start = time.monotonic()
-        bits, floored = code_length(FloatModel(gguf, options.window), tokens, tokenizer.bos_id, lanes)
+        model = FloatModel(gguf, options.window, TABLES.get(options.near, b""))
+        bits, floored = code_length(model, tokens, tokenizer.bos_id, lanes)
         print(
-            f"window {options.window}  lanes {lanes:2d}  {bits / 8:.1f} bytes  {bits / len(data):.5f} bpb  "
+            f"window {options.window}  near {options.near}  lanes {lanes:2d}  {bits / 8:.1f} bytes  "
+            f"{bits / len(data):.5f} bpb  "
             f"{bits / len(tokens):.5f} bits/token  with floor {floored / 8:.1f} bytes  {floored / len(data):.5f} bpb  "
             f"({time.monotonic() - start:.0f} s)",
             flush=True,

@@ -20,13 +20,15 @@ BLOCK = 128
 
 
 class SlowModel:
-    """A model and what one lane has seen. `window` in positions, a multiple of 128."""
+    """A model and what one lane has seen. `window` in positions, a multiple of 128; `reach` in blocks of as many, for
+    each key head of each layer, where some see less."""
 
-    def __init__(self, model: ExactModel, window: int) -> None:
+    def __init__(self, model: ExactModel, window: int, reach: list[int] | None = None) -> None:
         self.model, self.arch, self.window = model, model.architecture, window
         layers, kv_heads = self.arch.layers, self.arch.kv_heads
         self.keys: list[list[list[Any]]] = [[[] for _ in range(kv_heads)] for _ in range(layers)]
         self.values: list[list[list[Any]]] = [[[] for _ in range(kv_heads)] for _ in range(layers)]
+        self.reach = reach or [window // BLOCK] * (layers * kv_heads)
         self.position = 0
 
     def _product(self, name: str, layer: int, rows: Any, k: int) -> NDArray[np.float32]:
@@ -70,12 +72,13 @@ class SlowModel:
         near, far = self._angles(position), self._angles(min(position, self.window))
         group, out = arch.heads // arch.kv_heads, []
         for kv in range(arch.kv_heads):
+            slots = self.reach[layer * arch.kv_heads + kv]
             keys, values = self.keys[layer][kv], self.values[layer][kv]
             k, k_step = np.stack([e[0] for e in keys]), np.array([e[1] for e in keys])
             v, v_step = np.stack([e[0] for e in values]), np.array([e[1] for e in values])
             for h in range(kv * group, (kv + 1) * group):
                 query = ref.put_query(heads[h], *near, QUERY_UNIT) + ref.put_query(heads[h], *far, QUERY_UNIT)
-                out.append(ref.attend_one(position, self.window // BLOCK, *query, k, k_step, v, v_step))
+                out.append(ref.attend_one(position, slots, *query, k, k_step, v, v_step))
         return np.concatenate(out)
 
     def _angles(self, position: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

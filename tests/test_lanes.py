@@ -16,9 +16,9 @@ from nacz.kernels.dispatch import KERNELS, usable
 from nacz.kernels.rope import POSITIONS
 
 from nacz.errors import CorruptDataError, UnsupportedVersionError, UsageError
-from nacz.lanes import decode_lanes, encode_lanes, fitted, lane_lengths
+from nacz.lanes import decode_lanes, encode_lanes, lane_lengths
 from nacz.predictors.language_model import LanguageModelCoder, Params, default_lanes
-from nacz.predictors.transformer import make_shape, make_weights
+from nacz.predictors.transformer import fitted, make_shape, make_weights
 from nacz.segment_coder import CodecOptions
 from nacz.weights import store
 
@@ -87,7 +87,7 @@ def test_no_lane_outgrows_the_position_tables() -> None:
 
 def test_a_short_lane_needs_no_long_cache(model: store.LoadedModel) -> None:
     shape = make_shape(model.architecture, 8_192)
-    assert fitted(shape, 100).slots == 2 and fitted(shape, 300).slots == 3 and fitted(shape, 10**6).slots == 64
+    assert [int(fitted(shape, longest).reach.max()) for longest in (100, 300, 10**6)] == [2, 3, 64]
     tokens = some_tokens(500)
     weights, kern = make_weights(model), KERNELS["plain"]
     short = encode_lanes(kern, fitted(shape, 500), weights, BOS, tokens, 1, 1)
@@ -144,7 +144,7 @@ def test_hostile_parameters_are_refused_before_any_work(coder: LanguageModelCode
         with pytest.raises(CorruptDataError):
             coder.decode(bad, b"abc", 10, threads=1, progress=None)
     with pytest.raises(UnsupportedVersionError):
-        coder.decode(params(4, 2, 1, 10), b"abc", 10, threads=1, progress=None)
+        coder.decode(params(8, 2, 1, 10), b"abc", 10, threads=1, progress=None)
     with pytest.raises(UsageError, match="window"):
         coder.encode(b"abc", options=CodecOptions(window=300), threads=1, progress=None)
 

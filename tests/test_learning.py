@@ -114,7 +114,7 @@ def test_parameters_of_learning() -> None:
     params = Params(256, 2, 1_000, 0, Learning(6, 20, 512))
     assert Params.from_bytes(params.to_bytes(), 10_000) == params
     for values, error in [
-        ((4, 2, 2, 1_000), UnsupportedVersionError),
+        ((8, 2, 2, 1_000), UnsupportedVersionError),
         ((2, 2, 2, 1_000, 1, 6, 20, 512), UnsupportedVersionError),
         ((2, 2, 2, 1_000, 0, 0, 20, 512), CorruptDataError),
         ((2, 2, 2, 1_000, 0, 6, 0, 512), CorruptDataError),

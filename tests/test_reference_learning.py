@@ -17,6 +17,7 @@ from nacz.kernels.gemm import unpack
 from nacz.lanes import encode_lanes
 from nacz.predictors.language_model import LanguageModelCoder, Params
 from nacz.predictors.learning import MATRICES, Learner, Learning
+from nacz.predictors.reach import EXPLICIT, Near
 from nacz.predictors.transformer import make_shape, make_weights
 from nacz.segment_coder import CodecOptions
 from nacz.weights import store
@@ -67,21 +68,27 @@ def state_of_reference(learner: Any) -> dict[tuple[int, str], Any]:
 # The last one learns from blocks that are longer than the window: keys have left the cache, and the first block is seen
 # from further away than the window is long.
 @pytest.mark.parametrize(
-    ("tokens", "lanes", "learning"),
-    [(391, 1, Learning(2, 50, 96)), (454, 3, Learning(1, 20, 150)), (602, 1, Learning(2, 200, 300))],
+    ("tokens", "lanes", "learning", "near"),
+    [
+        (391, 1, Learning(2, 50, 96), None), (454, 3, Learning(1, 20, 150), None),
+        (602, 1, Learning(2, 200, 300), None),
+        (602, 1, Learning(2, 100, 300), Near(EXPLICIT, bytes([2, 3]))),
+    ],  # fmt: skip
 )
 def test_the_same_steps(
-    reference: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tokens: int, lanes: int, learning: Learning
+    reference: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tokens: int, lanes: int, learning: Learning,
+    near: Near | None,
 ) -> None:
     i = np.arange(tokens, dtype=np.int64)
     ids = (17 + (i * i * 7 + i // 5) % 235).astype(np.int32)
     model = store.in_memory(tiny.model())
     expected = recorded(monkeypatch, Learner, state_of_nacz)
-    shape, weights = make_shape(model.architecture, WINDOW), make_weights(model)
+    window = 512 if near else WINDOW
+    shape, weights = make_shape(model.architecture, window, near), make_weights(model)
     kern = KERNELS[usable()[0]]
     payload = encode_intervals(*encode_lanes(kern, shape, weights, 0, ids, lanes, 1, learning=learning))
     seen = recorded(monkeypatch, reference.Learner, state_of_reference)
-    params = reference.Fields(Params(WINDOW, lanes, tokens, 0, learning).to_bytes())
+    params = reference.Fields(Params(window, lanes, tokens, 0, learning, near).to_bytes())
     slow_model = reference.Model(tiny.write(tmp_path).read_bytes())
     plain = tiny.tokenizer().decode(ids)
     assert reference.decode_language_model(slow_model, params, payload, len(plain)) == plain

@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nacz.explain.mixture import CHUNK, Mixture, choices
-from nacz.kernels.attention import BLOCK
 from nacz.kernels.cdf import TOTAL_BITS
 from nacz.kernels.dispatch import chosen
 from nacz.predictors.members import MEMBERS
@@ -26,6 +25,7 @@ from nacz.predictors.transformer import (
     Group,
     Shape,
     Weights,
+    fitted,
     forward,
     make_cache,
     make_scratch,
@@ -41,7 +41,7 @@ __all__ = ["ALTERNATIVES", "LANGUAGE_MODEL", "WINDOW", "Costs", "explain"]
 
 ALTERNATIVES = 5
 LANGUAGE_MODEL = "language model"
-WINDOW = 2048  # positions of context, as the default level has
+WINDOW = 2048  # positions of context, of all heads
 STRETCH = 16_000  # tokens that share a context: bounds time and cache, costs about 50 bytes for each further one
 _ROWS = 128
 _LEAST_SAVED = 0.1  # bits that the ensemble must save for a member to have carried a unit
@@ -101,7 +101,7 @@ def explain(
     vocabulary = model.vocabulary
     tokens = vocabulary.encode(data)
     shape, weights = make_shape(model.architecture, window), make_weights(model)
-    shape = shape._replace(slots=max(2, min(shape.slots, -(-min(tokens.size, STRETCH) // BLOCK))))
+    shape = fitted(shape, min(tokens.size, STRETCH))
     mixture = Mixture(chosen()[1], shape, weights, tokens, ALTERNATIVES)
     lock, done = Lock(), [0]
 
@@ -121,11 +121,11 @@ def explain(
         futures: dict[int, Future[list[Rows]]] = {}
         at = 0
         try:
-            for index, start in enumerate(firsts):
+            for index, first in enumerate(firsts):
                 for later in firsts[index : index + ahead + 1]:
                     if later not in futures:
                         futures[later] = pool.submit(run, later)
-                for rows in futures.pop(start).result():
+                for rows in futures.pop(first).result():
                     mixture.take(rows, at)
                     at += rows.zero.size
                     count(rows.zero.size)

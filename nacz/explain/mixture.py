@@ -56,7 +56,7 @@ class Mixture:
             np.zeros((n, count), np.int64), np.zeros((n, alternatives), np.int32), np.zeros((n, alternatives), np.int32)
         )
         self.logits = aligned(_HEAD_ROWS * shape.vocab, np.float32)
-        self.raw, self.fixed = aligned(shape.vocab, np.int32), aligned(shape.vocab, np.int32)
+        self.fixed = [aligned(shape.vocab, np.int32) for _ in range(2)]
         self.freq, self.sums = aligned(shape.vocab, np.int32), aligned(shape.vocab // GROUP, np.int32)
         self.cosines = aligned(_HEAD_ROWS * self.ensemble.recall.columns, np.float32)
 
@@ -64,7 +64,7 @@ class Mixture:
         """Go on with at most CHUNK tokens, from number `first` on; rows: their hidden states (row_coding.Rows)."""
         _look(
             self.kern, self.shape, self.weights, self.ensemble, self.variants, rows, first, rows.zero.size, self.tokens,
-            self.logits, self.raw, self.fixed, self.freq, self.sums, self.cosines, *self.seen,
+            self.logits, *self.fixed, self.freq, self.sums, self.cosines, *self.seen,
         )  # fmt: skip
 
 

@@ -17,12 +17,13 @@ from nacz.formats.varint import decode_varint, encode_varint
 from nacz.kernels.attention import BLOCK
 from nacz.kernels.dispatch import chosen
 from nacz.kernels.rope import POSITIONS
-from nacz.lanes import Progress, cache_bytes, decode_lanes, encode_lanes, fitted, lane_lengths
+from nacz.lanes import Progress, cache_bytes, decode_lanes, encode_lanes, lane_lengths
 from nacz.predictors.ensemble import Ensemble, MakeEnsemble, make_ensemble
 from nacz.predictors.learning import MAX_ROWS, Learning
 from nacz.predictors.members import ALL, parse_members
 from nacz.predictors.preset import preset
-from nacz.predictors.transformer import CONTRACT, Shape, make_shape, make_weights
+from nacz.predictors.reach import Near, near_of
+from nacz.predictors.transformer import CONTRACT, Shape, fitted, make_shape, make_weights
 from nacz.segment_coder import (
     LANGUAGE_MODEL,
     CodecOptions,
@@ -34,14 +35,15 @@ from nacz.segment_coder import (
 )  # fmt: skip
 from nacz.weights.store import LoadedModel, load_model
 
-MIXED, LEARNS = 1, 2  # bits of the parameters' version: an ensemble mixes in; the network learns
+# Bits of the parameters' version: an ensemble mixes in; the network learns; some heads see less than the window.
+MIXED, LEARNS, NEAR = 1, 2, 4
 LEARNING_VERSION = 0  # of docs/learning.md
 ENSEMBLE_VERSION = 0  # of docs/ensemble.md and its preset
 TRIAL_BLOCKS = 8  # blocks of rows that decide whether a segment learns
 MIN_WINDOW, MAX_WINDOW = 2 * BLOCK, 128 * BLOCK
 MAX_LANES = 256
 MAX_CACHE = 2 << 30  # bytes of keys and values that a decoder will ever take
-LANE_POSITIONS = 16 * 2048  # window x lanes: bounds the cache to 380 MB for the default model
+LANE_POSITIONS = 16 * 2048  # lanes x what a head sees in the mean: bounds the cache to 380 MB for the default model
 
 
 # By number of layers, from docs/experiments.md.
@@ -49,10 +51,11 @@ _RATES = ((6, Learning(6, 30, 512)), (12, Learning(12, 20, 512)), (256, Learning
 
 
 class _Effort(NamedTuple):
-    """What a level buys: tokens of context, how long a lane must be before another one starts, how the network
-    learns, and what mixes in."""
+    """What a level buys: tokens of context, the table of heads that see less (0 for none), how long a lane must be
+    before another one starts, how the network learns, and what mixes in."""
 
     window: int
+    near: int
     lane_tokens: int
     learning: Learning | None = None
     members: int = ALL
@@ -60,33 +63,34 @@ class _Effort(NamedTuple):
 
 # A lane starts without context, which costs about 50 bytes; more lanes decode faster. Measured in docs/experiments.md.
 EFFORTS = {
-    4: _Effort(512, 3_000),
-    5: _Effort(1_024, 4_500),
-    6: _Effort(2_048, 6_000),
-    7: _Effort(2_048, 16_000, _RATES[0][1]),
-    8: _Effort(4_096, 32_000, _RATES[1][1]),
-    9: _Effort(8_192, 100_000, _RATES[2][1]),
+    4: _Effort(8_192, 1, 3_000),
+    5: _Effort(8_192, 2, 4_500),
+    6: _Effort(8_192, 3, 6_000),
+    7: _Effort(8_192, 3, 16_000, _RATES[0][1]),
+    8: _Effort(8_192, 4, 32_000, _RATES[1][1]),
+    9: _Effort(8_192, 0, 100_000, _RATES[2][1]),
 }
 
 
 class Params(NamedTuple):
     """Parameters of a segment, as recorded: window in positions, number of lanes, number of tokens, bits of the
-    ensemble's members, and how the network learns."""
+    ensemble's members, how the network learns, and which heads see less than the window."""
 
     window: int
     lanes: int
     tokens: int
     members: int = 0
     learning: Learning | None = None
+    near: Near | None = None
 
     def to_bytes(self) -> bytes:
-        version = (MIXED if self.members else 0) | (LEARNS if self.learning else 0)
+        version = (MIXED if self.members else 0) | (LEARNS if self.learning else 0) | (NEAR if self.near else 0)
         values = [version, self.window // BLOCK, self.lanes, self.tokens]
         if self.members:
             values += [ENSEMBLE_VERSION, self.members]
         if self.learning:
             values += [LEARNING_VERSION, *self.learning]
-        return b"".join(map(encode_varint, values))
+        return b"".join(map(encode_varint, values)) + (self.near.to_bytes() if self.near else b"")
 
     @classmethod
     def from_bytes(cls, data: bytes, plain_size: int) -> Params:
@@ -101,8 +105,8 @@ class Params(NamedTuple):
                 values.append(value)
             return values
 
-        version, members, learning = take(1)[0], 0, None
-        if version > MIXED | LEARNS:
+        version, members, learning, near = take(1)[0], 0, None, None
+        if version > MIXED | LEARNS | NEAR:
             raise UnsupportedVersionError(f"language-model parameters of unknown version: {version}")
         blocks, lanes, tokens = take(3)
         if version & MIXED:
@@ -118,19 +122,22 @@ class Params(NamedTuple):
             learning = Learning(*take(3))
             if not (1 <= learning.layers <= 256 and 1 <= learning.rate <= 1000 and 1 <= learning.rows <= MAX_ROWS):
                 raise CorruptDataError("the parameters of learning are out of range")
+        if version & NEAR:
+            near, at = Near.from_bytes(data, at)
         window = blocks * BLOCK
         # No token is shorter than half a byte (an escaped byte is two tokens).
         if at != len(data) or not MIN_WINDOW <= window <= MAX_WINDOW or not 1 <= tokens <= 2 * plain_size:
             raise CorruptDataError("the language-model parameters of a segment are out of range")
         if not 1 <= lanes <= min(tokens, MAX_LANES) or tokens > lanes * POSITIONS:
             raise CorruptDataError(f"a segment of {tokens} tokens cannot have {lanes} lanes")
-        return cls(window, lanes, tokens, members, learning)
+        return cls(window, lanes, tokens, members, learning, near)
 
 
-def default_lanes(tokens: int, window: int, lane_tokens: int) -> int:
-    """Lanes for a segment: a function of its tokens and the level's effort alone."""
+def default_lanes(tokens: int, seen: int, lane_tokens: int) -> int:
+    """Lanes for a segment, a function of its tokens and the level's effort alone. seen: positions that a head sees in
+    the mean."""
     # Compiled code looks positions up without a check, so no lane may outgrow the tables.
-    return max(1, -(-tokens // POSITIONS), min(tokens // lane_tokens, LANE_POSITIONS // window, MAX_LANES))
+    return max(1, -(-tokens // POSITIONS), min(tokens // lane_tokens, LANE_POSITIONS // seen, MAX_LANES))
 
 
 class LanguageModelCoder:
@@ -163,12 +170,18 @@ class LanguageModelCoder:
         window = options.window or effort.window
         if window % BLOCK or not MIN_WINDOW <= window <= MAX_WINDOW:
             raise UsageError(f"window must be a multiple of {BLOCK} from {MIN_WINDOW} to {MAX_WINDOW}: {window}")
-        lanes = options.lanes or default_lanes(tokens.size, window, effort.lane_tokens)
+        # A window that was asked for is that of all heads.
+        near = None if options.window else near_of(model.name, effort.near, window // BLOCK)
+        shape = make_shape(model.architecture, window, near)
+        seen = BLOCK * int(shape.begin[-1]) // shape.reach.size
+        lanes = options.lanes or default_lanes(tokens.size, seen, effort.lane_tokens)
         lanes = min(lanes, int(tokens.size))
         if tokens.size > lanes * POSITIONS:
             raise UsageError(f"too few lanes for {tokens.size} tokens, of which a lane takes {POSITIONS}: {lanes}")
-        shape = make_shape(model.architecture, window)
-        if lanes > MAX_LANES or cache_bytes(fitted(shape, int(lane_lengths(tokens.size, lanes)[0])), lanes) > MAX_CACHE:
+        longest = int(lane_lengths(tokens.size, lanes)[0])
+        if near is not None and longest <= BLOCK * min(blocks for blocks in near.heads if blocks):
+            near = None  # every head sees everything
+        if lanes > MAX_LANES or cache_bytes(fitted(shape, longest), lanes) > MAX_CACHE:
             raise UsageError(f"too many lanes for a decoder's memory: {lanes}")
         members = effort.members if options.ensemble is None else parse_members(options.ensemble)
         learning = effort.learning if options.learn is None else learning_of(options.learn)
@@ -184,7 +197,7 @@ class LanguageModelCoder:
             chosen()[1], shape, make_weights(model), model.vocabulary.bos_id, tokens, lanes, threads,
             _translated(progress, model, tokens.size, lanes), ensemble=mixed_in(members), learning=learning,
         )  # fmt: skip
-        params = Params(window, lanes, int(tokens.size), members, learning)
+        params = Params(window, lanes, int(tokens.size), members, learning, near)
         return params.to_bytes(), encode_intervals(*intervals)
 
     def decode(
@@ -192,7 +205,7 @@ class LanguageModelCoder:
     ) -> bytes:
         p = Params.from_bytes(params, plain_size)
         model = self._loaded()
-        shape = make_shape(model.architecture, p.window)
+        shape = make_shape(model.architecture, p.window, p.near)
         if cache_bytes(fitted(shape, int(lane_lengths(p.tokens, p.lanes)[0])), p.lanes) > MAX_CACHE:
             raise CorruptDataError("a segment asks for more memory than any encoder would")
         if p.learning is not None and p.learning.layers > shape.layers:

@@ -65,7 +65,7 @@ def learning_bytes(shape: Shape, learning: Learning, lanes: int) -> int:
     layer = (q + d + 3 * f) * d
     rows, layers = max(learning.rows, lanes), min(learning.layers, shape.layers)
     kept = 2 * layers * d + 3 * q + 6 * f + 6 * d
-    scores = 2 * 2 * shape.slots * BLOCK * (rows // lanes + 1) * (shape.heads // shape.kv_heads)
+    scores = 2 * 2 * int(shape.reach.max()) * BLOCK * (rows // lanes + 1) * (shape.heads // shape.kv_heads)
     return shape.layers * layer + 13 * layers * layer + shape.vocab * d + 4 * (rows * kept + scores)
 
 
@@ -240,10 +240,11 @@ def _attend_back(
     for r in range(n):
         angles(rope, half, position + r, cos, sin, r * 2 * half)
         angles(rope, half, min(position + r, shape.sink_reach), cos, sin, r * 2 * half + half)
-    cache_at = ((lane * shape.layers + layer) * shape.kv_heads + h) * shape.slots
+    head, begin = layer * shape.kv_heads + h, shape.begin
+    slots, cache_at = shape.reach[head], lane * begin[begin.size - 1] + begin[head]
     rows, wide = slice(first * shape.dim, (first + n) * shape.dim), slice(first * qkv, (first + n) * qkv)
     attention_gradient(
-        kern, n, position, group, shape.slots, cache, cache_at, s, b.qkv[wide], qkv, h * group * HEAD,
+        kern, n, position, group, slots, cache, cache_at, s, b.qkv[wide], qkv, h * group * HEAD,
         (shape.heads + h) * HEAD, (shape.heads + shape.kv_heads + h) * HEAD, heads[rows], b.d_heads[rows], shape.dim,
         cos, sin, b.d_qkv[wide],
     )  # fmt: skip
@@ -325,7 +326,8 @@ class Learner:
             for _ in range(threads)
         ]  # fmt: skip
         group = shape.heads // shape.kv_heads
-        self._attention = [make_attention_scratch(aligned, count, group, shape.slots) for _ in range(threads)]
+        most = int(shape.reach.max())
+        self._attention = [make_attention_scratch(aligned, count, group, most) for _ in range(threads)]
         self._angles = [(aligned(count * HEAD, np.float32), aligned(count * HEAD, np.float32)) for _ in range(threads)]
         self._panel = [
             (

@@ -146,6 +146,6 @@ def poll(r: Any, seen: int, cosines: Any) -> Any:
                         vote[k] = 0
                     vote[k] += v
         end -= n
-    for i in range(r.size[0]):
-        slot[voted[i]] = -1
+    for k in range(r.size[0]):
+        slot[voted[k]] = -1
     return total

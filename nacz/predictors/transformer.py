@@ -19,6 +19,7 @@ from nacz.kernels.compile import compiled
 from nacz.kernels.gemm import scaled_product
 from nacz.kernels.rope import angles
 from nacz.kernels.rows import add_rows, gated_rows, normalise_rows, quantise_rows, rotate_rows
+from nacz.predictors.reach import Near, reaches, starts_of
 from nacz.weights.exact import Architecture, ExactModel, ffn_mixing
 
 CONTRACT = 0  # version of this arithmetic; archives record it, and any change of a result raises it
@@ -27,8 +28,9 @@ QUERY_UNIT = np.float32(LOG2_E / 8.0 * 16384.0)  # 1/sqrt(64), natural to binary
 
 
 class Shape(NamedTuple):
-    """Sizes that the compiled code needs. `slots` is the window in cache blocks, `sink_reach` the largest distance in
-    positions at which a query may see the pinned block."""
+    """Sizes that the compiled code needs. `sink_reach` is the largest distance in positions at which a query may see
+    the pinned block; reach int64[layers * kv_heads] how many cache blocks each key head sees and owns, and begin
+    int64[layers * kv_heads + 1] where these begin among those of a lane."""
 
     layers: int
     dim: int
@@ -38,7 +40,8 @@ class Shape(NamedTuple):
     vocab: int
     two: int
     three: int
-    slots: int
+    reach: Any
+    begin: Any
     sink_reach: int
     eps: float
 
@@ -67,8 +70,8 @@ class Weights(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Keys and values of some lanes: int8 blocks indexed [lane, layer, kv head, slot], keys then values in each, and
-    what undoes their rounding."""
+    """Keys and values of some lanes: int8 blocks, lane after lane, in each those of layer 0's key heads, then layer
+    1's, as many as the head's reach, keys then values in each; and what undoes their rounding."""
 
     blocks: Any
     key_step: Any
@@ -136,13 +139,21 @@ def aligned(n: int, dtype: Any) -> NDArray[Any]:
     return raw[start : start + size].view(dtype)
 
 
-def make_shape(arch: Architecture, window: int) -> Shape:
-    """Shape for a window of `window` positions, a multiple of 128 from 256 to 16,384."""
+def make_shape(arch: Architecture, window: int, near: Near | None = None) -> Shape:
+    """Shape for a window of `window` positions, a multiple of 128 from 256 to 16,384, of which near heads see the
+    newest. Raises ValueError when `near` is of another model."""
     two, three = ffn_mixing(arch.ffn)
+    reach = reaches(arch.layers * arch.kv_heads, window // BLOCK, near)
     return Shape(
         arch.layers, arch.dim, arch.heads, arch.kv_heads, arch.ffn, arch.vocab, two, three,
-        window // BLOCK, window, arch.eps,
+        reach, starts_of(reach), window, arch.eps,
     )  # fmt: skip
+
+
+def fitted(shape: Shape, longest: int) -> Shape:
+    """The shape with no more cache blocks than a lane of `longest` tokens fills; what is predicted stays the same."""
+    reach = np.minimum(shape.reach, max(2, -(-longest // BLOCK)))
+    return shape._replace(reach=reach, begin=starts_of(reach))
 
 
 def make_weights(model: ExactModel) -> Weights:
@@ -155,7 +166,7 @@ def make_weights(model: ExactModel) -> Weights:
 
 def make_cache(shape: Shape, lanes: int) -> Cache:
     """An empty cache; 2 x 64 bytes and 12 bytes of steps per position, kv head and layer."""
-    blocks = lanes * shape.layers * shape.kv_heads * shape.slots
+    blocks = lanes * int(shape.begin[-1])
     return Cache(
         aligned(blocks * 2 * BYTES, np.int8),
         aligned(blocks * BLOCK, np.float32),
@@ -199,11 +210,13 @@ def _attention_rows(
     qkv = (shape.heads + 2 * shape.kv_heads) * HEAD
     group = shape.heads // shape.kv_heads
     block, offset = position // BLOCK, position % BLOCK
-    slot = 0 if block == 0 else 1 + (block - 1) % (shape.slots - 1)
+    reach, begin = shape.reach, shape.begin
     wide, cos, sin, small, q, q_step = s.wide, s.cos, s.sin, s.small, s.q, s.q_step
     sink = q_step.size // 2
     for h in range(shape.kv_heads):
-        cache_at = ((lane * shape.layers + layer) * shape.kv_heads + h) * shape.slots
+        head = layer * shape.kv_heads + h
+        slots, cache_at = reach[head], lane * begin[begin.size - 1] + begin[head]
+        slot = 0 if block == 0 else 1 + (block - 1) % (slots - 1)
         for r in range(count):
             row, angle, j = first + r, (first + r) * 2 * half, offset + r
             index = (cache_at + slot) * BLOCK + j
@@ -216,7 +229,7 @@ def _attention_rows(
                 q_step[i] = put_query(wide, at, cos, sin, angle, QUERY_UNIT, q, i * HEAD)
                 q_step[sink + i] = put_query(wide, at, cos, sin, angle + half, QUERY_UNIT, q, (sink + i) * HEAD)
         at = first * shape.dim + h * group * HEAD
-        attend(kern, count, position, group, shape.slots, cache, cache_at, s, s.hidden, at, shape.dim)
+        attend(kern, count, position, group, slots, cache, cache_at, s, s.hidden, at, shape.dim)
 
 
 @compiled
