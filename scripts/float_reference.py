@@ -167,10 +167,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--gguf", type=Path, help="weights (default: those of nacz)")
     options = parser.parse_args()
-    effort = EFFORTS[6]
+    window, table = EFFORTS[6].near
     if options.near is None:
-        options.near = 0 if options.window else effort.near
-    options.window = options.window or effort.window
+        options.near = 0 if options.window else table
+    options.window = options.window or window
     if options.near and options.near not in TABLES:
         parser.error("there is no such table")
     if options.window % BLOCK or options.window < 2 * BLOCK:

@@ -51,11 +51,11 @@ _RATES = ((6, Learning(6, 30, 512)), (12, Learning(12, 20, 512)), (256, Learning
 
 
 class _Effort(NamedTuple):
-    """What a level buys: tokens of context, the table of heads that see less (0 for none), how long a lane must be
-    before another one starts, how the network learns, and what mixes in."""
+    """What a level buys: tokens of context, the same and a table of near heads where the model has one, how long a lane
+    must be before another one starts, how the network learns, and what mixes in."""
 
     window: int
-    near: int
+    near: tuple[int, int]
     lane_tokens: int
     learning: Learning | None = None
     members: int = ALL
@@ -63,12 +63,12 @@ class _Effort(NamedTuple):
 
 # A lane starts without context, which costs about 50 bytes; more lanes decode faster. Measured in docs/experiments.md.
 EFFORTS = {
-    4: _Effort(8_192, 1, 3_000),
-    5: _Effort(8_192, 2, 4_500),
-    6: _Effort(8_192, 3, 6_000),
-    7: _Effort(8_192, 3, 16_000, _RATES[0][1]),
-    8: _Effort(8_192, 4, 32_000, _RATES[1][1]),
-    9: _Effort(8_192, 0, 100_000, _RATES[2][1]),
+    4: _Effort(512, (8_192, 1), 3_000),
+    5: _Effort(1_024, (8_192, 2), 4_500),
+    6: _Effort(2_048, (8_192, 3), 6_000),
+    7: _Effort(2_048, (8_192, 3), 16_000, _RATES[0][1]),
+    8: _Effort(4_096, (8_192, 4), 32_000, _RATES[1][1]),
+    9: _Effort(8_192, (8_192, 0), 100_000, _RATES[2][1]),
 }
 
 
@@ -167,11 +167,11 @@ class LanguageModelCoder:
         model = self._loaded()
         tokens = model.vocabulary.encode(data)
         effort = EFFORTS[max(min(options.level, 9), 4)]
-        window = options.window or effort.window
+        # A window that was asked for is that of all heads.
+        near = None if options.window else near_of(model.name, effort.near[1], effort.near[0] // BLOCK)
+        window = options.window or (effort.near[0] if near else effort.window)
         if window % BLOCK or not MIN_WINDOW <= window <= MAX_WINDOW:
             raise UsageError(f"window must be a multiple of {BLOCK} from {MIN_WINDOW} to {MAX_WINDOW}: {window}")
-        # A window that was asked for is that of all heads.
-        near = None if options.window else near_of(model.name, effort.near, window // BLOCK)
         shape = make_shape(model.architecture, window, near)
         seen = BLOCK * int(shape.begin[-1]) // shape.reach.size
         lanes = options.lanes or default_lanes(tokens.size, seen, effort.lane_tokens)
