@@ -45,7 +45,7 @@ def text(size: int, seed: int = 0) -> bytes:
 class Case(NamedTuple):
     data: bytes
     lanes: int = 1
-    window: int = 256
+    window: int | None = 256
     ensemble: str = "none"
     learn: int = 0
 
@@ -79,6 +79,7 @@ def real_cases() -> dict[str, Case]:
         "real text": Case(text(2048, 4), lanes=2, window=512),
         "real text, ensemble": Case(text(2048, 9), lanes=2, window=512, ensemble="all"),
         "real text, learning": Case(text(3500, 12), lanes=2, window=512, ensemble="all", learn=2),
+        "real text, near heads": Case(text(6000, 13), window=None),
         "short real text": Case(text(400, 5)),  # for emulators
     }
 
@@ -102,6 +103,7 @@ PINNED_TINY = {
 }
 PINNED_REAL = {
     "real text": "de75d2830f42147a988707c3ccf520506d7f9a7aad8c830c946b3b30bda6efdc",
+    "real text, near heads": "948b26977fcea24d13416918899506a7409bea47f0f85d42283607daf55fe6f3",
     "short real text": "e99c4d34d427591cf553a7320ce2c48f49d3dd4dfc97fff606f00dc1f6b1fb39",
     "real text, ensemble": "a63e23dc6fb3230882661566b425f8070c85a12b3e2f8392a2f78c349e1bf5e5",
     "real text, learning": "12a3f66e822aa371c24b629286f94a3ba6a0574c4ed1847057dcc48b392786fd",
