@@ -249,8 +249,9 @@ def decode_language_model(model: Model, params: Fields, payload: bytes, plain_si
             state = streams[lane].hidden(tokens[lane][-1] if step else model.bos)
             fixed = fixed_point(product(model.head, state))
             if members:
-                fixed = ensemble.adjust(fixed, lane, max(step - 1, 0) * lanes, state)
-            frequencies = distribution(fixed)
+                frequencies = ensemble.distribution(fixed, lane, max(step - 1, 0) * lanes, state)
+            else:
+                frequencies = distribution(fixed)
             token = coder.symbol(frequencies)
             tokens[lane].append(token)
             if members:

@@ -20,16 +20,22 @@ AT_HABIT = AT_BEST + ORDERS * CLASSES * 30
 AT_LENGTH = AT_HABIT + 11 * CLASSES * 6
 AT_FOLLOWED = AT_LENGTH + 2 * 24 * 4
 AT_RECALL = AT_FOLLOWED + 2 * CLASSES * 4
-GAIN = F(0.12 * 65536.0 / 0.6931471805599453)
-LOSS = F(0.12 * 65536.0 / 0.6931471805599453 / 16777216.0)
+AT_NEAR = AT_RECALL + 8 * 8 * CLASSES
+AT_SURPRISE = AT_NEAR + 10 * 8 * CLASSES
+AT_NAMED = AT_SURPRISE + 15 * CLASSES * 3
+NUMBERS = AT_NAMED + SETTINGS * 8 * CLASSES
+GAIN = F(0.16 * 65536.0 / 0.6931471805599453)
+LOSS = F(0.16 * 65536.0 / 0.6931471805599453 / 16777216.0)
 # integer_exp2 of the reference decoder: about 2^23 * 2^-(distance / 2^bits)
 Exp2 = Callable[[np.ndarray, int], np.ndarray]
 
 
-def preset() -> list[float]:
-    """The weights that all evidence starts with."""
+def preset() -> tuple[list[float], list[float]]:
+    """The weights and slopes that all evidence starts with."""
     raw = (Path(__file__).resolve().parent.parent / "formats" / "ensemble-0.bin").read_bytes()
-    return [value / 256.0 for value in np.frombuffer(raw, "<i2").tolist()]
+    weights = np.frombuffer(raw, "<i2", NUMBERS).tolist()
+    slopes = np.frombuffer(raw, "<u2", NUMBERS, 2 * NUMBERS).tolist()
+    return [value / 256.0 for value in weights], [value / 16.0 for value in slopes]
 
 
 def stir(h: int, word: int) -> int:
@@ -66,10 +72,10 @@ class Ensemble:
         self.starts = [sum(lengths[:lane]) for lane in range(len(lengths))]
         self.total = sum(lengths)
         self.tokens: list[list[int]] = [[] for _ in lengths]
-        self.weight = preset()
-        self.slope = [0.0] * len(self.weight)
+        self.weight, self.slope = preset()
         self.bias = np.zeros(vocab, F)
         self.last, self.count, self.clock = {}, {}, 0
+        self.surprise = [(0, 0) for _ in lengths]
         self.bits = min(18, max(8, (2 * self.total).bit_length()))
         self.slots: dict[int, Slot] = {}
         self.head_bits = min(20, max(8, self.total.bit_length()))
@@ -80,12 +86,13 @@ class Ensemble:
 
     # -- one position: candidates and evidence ------------------------------------------------------------------------
 
-    def candidate(self, token: int) -> int:
+    def candidate(self, token: int, name: int) -> int:
         """The candidate's number, or -1 when there is no room for one more."""
         if token not in self.place:
             if len(self.place) == 256:
                 return -1
             self.place[token] = len(self.place)
+            self.name.append(name)
             e, kind = int(self.e[token]), 12
             if e > 0:
                 limits = (9, 12, 16, 24, 32, 64, 128, 256, 1024, 4096, 1 << 15, 1 << 18)
@@ -93,15 +100,15 @@ class Ensemble:
             self.kind.append(kind)
         return self.place[token]
 
-    def adjust(self, fixed: np.ndarray, lane: int, seen: int, hidden: tuple[np.ndarray, np.float32]) -> np.ndarray:
-        """The logits of the next token of `lane`, changed; `seen`: states of all steps but the latest."""
-        fixed = fixed.copy()
-        if self.members & BIAS:
-            fixed += np.trunc(self.bias).astype(np.int64)
-        self.place, self.kind, self.evidence = {}, [], []
-        if self.members & ~BIAS:
-            self.e = self.exp2(fixed.max() - fixed, 16)
-            self.scale = int(self.e.sum())
+    def distribution(
+        self, fixed: np.ndarray, lane: int, seen: int, hidden: tuple[np.ndarray, np.float32]
+    ) -> list[int]:
+        """Frequencies of the next token of `lane`, from its logits; `seen`: states of all steps but the latest."""
+        fixed = fixed + np.trunc(self.bias).astype(np.int64)
+        self.place, self.kind, self.name, self.evidence = {}, [], [], []
+        top = int(fixed.max())
+        self.e = self.exp2(top - fixed, 16)
+        self.scale = int(self.e.sum())
         setting = 0
         if self.members & NGRAM:
             self.find_slots(lane)
@@ -118,13 +125,33 @@ class Ensemble:
         if self.members & RECALL and seen > 0:
             self.ask_memory(seen, hidden)
         if self.members & HABIT:
-            self.ask_habits()
+            self.ask_habits(lane, setting)
         change = [0.0] * len(self.place)
         for about, what in self.evidence:
             change[about] += self.weight[what]
+        others = self.e.copy()
+        shares = {}
         for token, number in self.place.items():
-            fixed[token] += int(min(max(change[number], -32.0), 32.0) * 65536.0)
-        return fixed
+            below = top - int(fixed[token]) - int(min(max(change[number], -24.0), 24.0) * 65536.0)
+            up = max(0, -(below // 65536))
+            shares[token] = max(1, int(self.exp2(np.array([below + up * 65536]), 16)[0]) << up)
+            others[token] = 0
+        return self.share_out(others, shares)
+
+    def share_out(self, others: np.ndarray, shares: dict[int, int]) -> list[int]:
+        n = len(others)
+        r = F((2**24 - n - 32) / float(int(others.sum()) + sum(shares.values())))
+        frequencies = np.trunc(others.astype(F) * r).astype(np.int64) + 1
+        if self.members & BIAS:
+            self.bias = self.bias - frequencies.astype(F) * LOSS
+        for token, share in shares.items():
+            more = int(float(share) * float(r))
+            frequencies[token] += more
+            if self.members & BIAS:
+                self.bias[token] -= F(more) * LOSS
+        best = max(shares, key=lambda token: shares[token]) if shares else int(others.argmax())
+        frequencies[best] += 2**24 - int(frequencies.sum())
+        return frequencies.tolist()
 
     def ask_contexts(self, setting: int) -> None:
         for o in range(ORDERS - 1, -1, -1):
@@ -133,7 +160,7 @@ class Ensemble:
             slot = self.found[o]
             for k, (token, count) in enumerate(slot.after):
                 is_new = token not in self.place
-                i = self.candidate(token)
+                i = self.candidate(token, o + 1)
                 if i < 0:
                     continue
                 state = count_class(count) * 5 + others_class(max(slot.total - count, 0))
@@ -145,7 +172,7 @@ class Ensemble:
         for f, follower in enumerate(self.followers[lane]):
             if follower.place < 0:
                 continue
-            i = self.candidate(self.token_at(follower.place))
+            i = self.candidate(self.token_at(follower.place), ORDERS + 1)
             if i < 0:
                 continue
             n, misses = follower.length, min(follower.misses, 3)
@@ -157,7 +184,9 @@ class Ensemble:
         first = max(0, seen - (1 << 15))
         sums = (np.array(self.keys[first:seen]) @ hidden[0]).astype(F)
         cosines = (sums * (F(1) / (F(21) * F(self.dim)))) * hidden[1]
-        least = max(F(0.6), max(F(0.6), cosines.max()) - F(0.12))
+        best = max(F(0.6), cosines.max())
+        least = max(F(0.6), best - F(0.12))
+        near = min(int((best - F(0.6)) * F(25)), 9)
         votes: dict[int, int] = {}
         total = number = 0
         for at in range(seen - 1, first - 1, -1):
@@ -171,22 +200,28 @@ class Ensemble:
                     votes[token] = votes.get(token, 0) + vote
         amount = min(7, max(0, total.bit_length() - 19))
         for token, vote in votes.items():
-            i = self.candidate(token)
+            i = self.candidate(token, 0)
             if i < 0:
                 continue
             share = vote / total if total > 0 else 0.0
             part = sum(share >= limit for limit in (0.02, 0.05, 0.15, 0.3, 0.5, 0.7, 0.9))
             self.evidence.append((i, AT_RECALL + (amount * 8 + part) * CLASSES + self.kind[i]))
+            self.evidence.append((i, AT_NEAR + (near * 8 + part) * CLASSES + self.kind[i]))
 
-    def ask_habits(self) -> None:
+    def ask_habits(self, lane: int, setting: int) -> None:
         for token in np.flatnonzero(self.e > min(self.scale // 128, 1 << 30)):
-            self.candidate(int(token))
+            self.candidate(int(token), 0)
+        by_rank = sorted(self.place, key=lambda token: (-int(self.e[token]), self.place[token]))
+        before = 3 * self.surprise[lane][0] + self.surprise[lane][1]
         for token, i in self.place.items():
             age = 10
             if token in self.last:
                 age = sum(self.clock + 1 - self.last[token] > 4 << k for k in range(9))
             times = count_class(max(self.count.get(token, 0), 1))
             self.evidence.append((i, AT_HABIT + (age * CLASSES + self.kind[i]) * 6 + times))
+            rank = min(by_rank.index(token), 2)
+            self.evidence.append((i, AT_SURPRISE + (before * CLASSES + self.kind[i]) * 3 + rank))
+            self.evidence.append((i, AT_NAMED + (setting * 8 + self.name[i]) * CLASSES + self.kind[i]))
 
     # -- after the token is known -------------------------------------------------------------------------------------
 
@@ -196,15 +231,16 @@ class Ensemble:
         for about, what in self.evidence:
             g = slopes[about]
             self.slope[what] += g * g
-            self.weight[what] += (0.08 * g) / math.sqrt(self.slope[what] + 1.0)
+            self.weight[what] += (0.15 * g) / math.sqrt(self.slope[what])
         if self.members & BIAS:
-            self.bias = self.bias - np.array(frequencies, F) * LOSS
             self.bias[token] += GAIN
         if self.members & NGRAM:
             self.count_up(token)
         self.tokens[lane].append(token)
         if self.members & MATCH:
             self.follow(lane)
+        surprise = sum(frequencies[token] < limit for limit in (1 << 23, 1 << 21, 1 << 18, 1 << 14))
+        self.surprise[lane] = (surprise, (self.surprise[lane][0] + 1) // 2)
         self.clock += 1
         self.last[token] = self.clock
         self.count[token] = self.count.get(token, 0) + 1

@@ -14,7 +14,7 @@ import numpy as np
 from nacz.coder.range_coder import decode_advance, decode_target
 from nacz.kernels.cdf import GROUP, find, fix_logits, interval, spread
 from nacz.kernels.compile import compiled
-from nacz.predictors.ensemble import adjust, learn, recall_rows, remember_row, seen_at
+from nacz.predictors.ensemble import adjust, frequencies, learn, recall_rows, remember_row, seen_at
 from nacz.predictors.recall import width
 from nacz.predictors.transformer import Shape, aligned, forward, head
 
@@ -101,11 +101,11 @@ def mixed_intervals(
             fix_logits(v, bench.logits, r * v, bench.fixed)
             some = cosines[r * columns : (r + 1) * columns]
             adjust(e, v, lane, at, starts[lane], seen_at(step, lanes), tokens, some, bench.fixed)
-            spread(v, bench.fixed, bench.freq, bench.sums)
+            frequencies(e, v, bench.freq, bench.sums)
             low, f = interval(bench.freq, bench.sums, token)
             low_out[number] = low
             freq_out[number] = f
-            learn(e, v, lane, at, token, tokens, bench.freq)
+            learn(e, lane, at, token, tokens, bench.freq)
         done += n
 
 
@@ -179,11 +179,11 @@ def take_mixed(
         at = starts[lane] + step
         some = cosines[where[lane] : where[lane] + columns]
         adjust(e, v, lane, at, starts[lane], seen, tokens, some, fixed[lane])
-        spread(v, fixed[lane], bench.freq, bench.sums)
+        frequencies(e, v, bench.freq, bench.sums)
         symbol, low, f = find(bench.freq, bench.sums, np.int64(decode_target(state, stream)))
         decode_advance(state, stream, low, f)
         tokens[at] = symbol
         current[lane] = symbol
-        learn(e, v, lane, at, symbol, tokens, bench.freq)
+        learn(e, lane, at, symbol, tokens, bench.freq)
     for lane in range(first, n):
         remember_row(e, step * lanes + lane, hidden, lane, current[lane])

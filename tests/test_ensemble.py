@@ -34,7 +34,7 @@ from nacz.segment_coder import CodecOptions
 from nacz.weights import store
 
 WINDOW = 256
-PRESET = "56d62a20acab1b7f230d3866e66ede0c098f049464c5c04551fdd0c5be694e50"
+PRESET = "f53e99bced1928019070a96be7b2f389467bf983670f290eacd38082f4dc6646"
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_what_is_remembered_is_found_beyond_the_ring() -> None:
         query = np.ascontiguousarray(a[old * dim : (old + 1) * dim])
         out = np.zeros(memory.columns, np.float32)
         recall.compare(kern, memory, entries, 1, query, zero[:1], step[:1], out)
-        total = recall.poll(memory, seen, out)
+        total, top = recall.poll(memory, seen, out)
         cosines = ((keys @ (query.astype(np.float32) - 128)) * memory.step[0]) * step[0]
         near = [i for i in range(seen - 1, seen - 1 - recall.REMEMBERED, -1) if cosines[i] > recall.LEAST]
         best = max((cosines[i] for i in near), default=np.float32(0))
@@ -164,6 +164,7 @@ def test_what_is_remembered_is_found_beyond_the_ring() -> None:
         assert (old in near) == is_found
         assert list(memory.voted[: memory.size[0]]) == list(dict.fromkeys(i % vocab for i in near))
         assert total == memory.vote[: memory.size[0]].sum()
+        assert top == max(best, recall.LEAST)
 
 
 def test_members_have_names() -> None:
@@ -192,7 +193,8 @@ def test_the_preset_is_the_one_specified() -> None:
     raw = (Path(__file__).parent.parent / "formats" / "ensemble-0.bin").read_bytes()
     assert hashlib.sha256(raw).hexdigest() == PRESET
     assert PRESET in (Path(__file__).parent.parent / "docs" / "ensemble.md").read_text()
-    assert preset(0).size == ensemble.NUMBERS == 8286
+    assert preset(0).shape == (2, ensemble.NUMBERS) == (2, 11055)
+    assert preset(0)[1].min() > 0
 
 
 def test_memory_is_bounded() -> None:

@@ -13,8 +13,9 @@ import numpy as np
 
 from nacz.kernels.cdf import GROUP, fix_logits, interval, spread
 from nacz.kernels.compile import compiled
-from nacz.predictors.ensemble import adjust, learn, make_ensemble, recall_rows, remember_row, seen_at
-from nacz.predictors.members import ALL, MEMBERS
+from nacz.predictors.candidates import share_out
+from nacz.predictors.ensemble import adjust, frequencies, learn, make_ensemble, recall_rows, remember_row, seen_at
+from nacz.predictors.members import ALL, BIAS, MEMBERS
 from nacz.predictors.preset import preset
 from nacz.predictors.recall import width
 from nacz.predictors.transformer import Shape, Weights, aligned, head
@@ -42,6 +43,7 @@ class Seen(NamedTuple):
     best: Any
     best_freq: Any
 
+
 class Mixture:
     """An ensemble on its way through the tokens (int32[n]) of one text, as in an archive of one lane."""
 
@@ -49,22 +51,28 @@ class Mixture:
         self.kern, self.shape, self.weights, self.tokens = kern, shape, weights, tokens
         starts = np.array([0, tokens.size], np.int64)
         self.ensemble = make_ensemble(ALL, starts, CHUNK, shape.dim, shape.vocab, preset(_PRESET))
-        self.variants = tuple(self.ensemble._replace(members=members) for members in choices().values())
+        # Who has no bias looks at one that is nothing and does not learn.
+        without = self.ensemble._replace(
+            habits=self.ensemble.habits._replace(bias=np.zeros_like(self.ensemble.habits.bias))
+        )
+        self.variants = tuple(
+            (self.ensemble if members & BIAS else without)._replace(members=members) for members in choices().values()
+        )
         n = tokens.size
         count = len(self.variants)
         self.seen = Seen(
             np.zeros((n, count), np.int64), np.zeros((n, alternatives), np.int32), np.zeros((n, alternatives), np.int32)
         )
         self.logits = aligned(_HEAD_ROWS * shape.vocab, np.float32)
-        self.fixed = [aligned(shape.vocab, np.int32) for _ in range(2)]
-        self.freq, self.sums = aligned(shape.vocab, np.int32), aligned(shape.vocab // GROUP, np.int32)
+        self.fixed, self.freq = aligned(shape.vocab, np.int32), aligned(shape.vocab, np.int32)
+        self.sums = aligned(shape.vocab // GROUP, np.int32)
         self.cosines = aligned(_HEAD_ROWS * self.ensemble.recall.columns, np.float32)
 
     def take(self, rows: Any, first: int) -> None:
         """Go on with at most CHUNK tokens, from number `first` on; rows: their hidden states (row_coding.Rows)."""
         _look(
             self.kern, self.shape, self.weights, self.ensemble, self.variants, rows, first, rows.zero.size, self.tokens,
-            self.logits, *self.fixed, self.freq, self.sums, self.cosines, *self.seen,
+            self.logits, self.fixed, self.freq, self.sums, self.cosines, *self.seen,
         )  # fmt: skip
 
 
@@ -98,7 +106,7 @@ def _rank(v: int, freq: Any, best: Any, best_freq: Any) -> None:
 @compiled
 def _look(
     kern: Any, shape: Any, w: Any, e: Any, variants: Any, rows: Any, first: int, m: int, tokens: Any, logits: Any,
-    raw: Any, fixed: Any, freq: Any, sums: Any, cosines: Any, freq_out: Any, best: Any, best_freq: Any,
+    fixed: Any, freq: Any, sums: Any, cosines: Any, freq_out: Any, best: Any, best_freq: Any,
 ) -> None:  # fmt: skip
     """Tokens `first` to `first` + m, in order. The last variant has all members: from that the ensemble learns."""
     v = shape.vocab
@@ -113,17 +121,20 @@ def _look(
         for r in range(n):
             at = first + done + r
             token = np.int64(tokens[at])
-            fix_logits(v, logits, r * v, raw)
+            fix_logits(v, logits, r * v, fixed)
             some = cosines[r * columns : (r + 1) * columns]
             for k in range(len(variants)):
-                for i in range(v):
-                    fixed[i] = raw[i]
                 _forget(e.candidates)
                 adjust(variants[k], v, 0, at, 0, seen_at(at, 1), tokens, some, fixed)
-                spread(v, fixed, freq, sums)
+                if variants[k].members == 0:
+                    spread(v, fixed, freq, sums)
+                elif variants[k].members == ALL:
+                    frequencies(e, v, freq, sums)
+                else:
+                    share_out(e.candidates, v, variants[k].habits.bias, np.float32(0.0), freq, sums)
                 _, freq_out[at, k] = interval(freq, sums, token)
             _rank(v, freq, best[at], best_freq[at])
-            learn(e, v, 0, at, token, tokens, freq)
+            learn(e, 0, at, token, tokens, freq)
         done += n
 
 

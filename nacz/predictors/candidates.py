@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nacz.kernels.cdf import FRACTION, GROUP, TOTAL_BITS
+from nacz.kernels.cdf import FRACTION, GROUP, TOTAL, TOTAL_BITS
 from nacz.kernels.compile import compiled
-from nacz.kernels.ops import iadd, imax, isub
+from nacz.kernels.ops import iadd, imax, isub, to_float, trunc
 from nacz.kernels.rows import int_exp2
 
 MOST = 256  # candidates at a position
-MOST_EVIDENCE = 1024
-LIMIT = 32.0  # bits that a candidate's logit may change by
+MOST_EVIDENCE = 2048
+LIMIT = 24.0  # bits that a candidate's logit may change by
 
 # floor(8 / p) up to these: how probable the language model holds a token, in thirteen classes.
 INVERSE = (9, 12, 16, 24, 32, 64, 128, 256, 1024, 4096, 1 << 15, 1 << 18)
@@ -34,9 +34,10 @@ class Candidates(NamedTuple):
     token int32[MOST]: candidates in order of appearance. place int32[vocab]: a token's number among them or -1. kind
     int32[MOST]: the language model's class of a candidate. best int32[MOST]: the source that named it first, or -1.
     about, what int32[MOST_EVIDENCE]: number of a candidate, number of a weight. size int64[2]: candidates, evidence.
-    change float64[MOST]: bits added. weight, slope float64[numbers]: learned weights; sums of their squared gradients.
-    e int32[vocab]: the language model's exponentials; high int32[vocab / 64]: the largest of each 64; scale int64[1]:
-    their sum.
+    change float64[MOST]: bits added. share int64[MOST]: exponentials after the change, of the same unit as `e`.
+    weight, slope float64[numbers]: learned weights; sums of their squared gradients. e int32[vocab]: exponentials of
+    the logits; high int32[vocab / 64]: the largest of each 64; scale int64[1]: their sum; top int32[1]: the largest
+    logit.
     """
 
     token: Any
@@ -47,15 +48,17 @@ class Candidates(NamedTuple):
     what: Any
     size: Any
     change: Any
+    share: Any
     weight: Any
     slope: Any
     e: Any
     high: Any
     scale: Any
+    top: Any
 
 
 def make_candidates(vocab: int, preset: Any) -> Candidates:
-    """No candidates yet; weights from `preset` (float64)."""
+    """No candidates yet; weights and slopes from `preset` (float64[2, numbers])."""
     return Candidates(
         token=np.zeros(MOST, np.int32),
         place=np.full(vocab, -1, np.int32),
@@ -65,34 +68,37 @@ def make_candidates(vocab: int, preset: Any) -> Candidates:
         what=np.zeros(MOST_EVIDENCE, np.int32),
         size=np.zeros(2, np.int64),
         change=np.zeros(MOST, np.float64),
-        weight=np.array(preset, np.float64),
-        slope=np.zeros(len(preset), np.float64),
+        share=np.zeros(MOST, np.int64),
+        weight=preset[0].copy(),
+        slope=preset[1].copy(),
         e=np.zeros(vocab, np.int32),
         high=np.zeros(vocab // GROUP, np.int32),
         scale=np.zeros(1, np.int64),
+        top=np.zeros(1, np.int32),
     )
 
 
 @compiled
-def weigh(n: int, fixed: Any, e: Any, high: Any) -> Any:
-    """int32 logits of 16 fraction bits to e[i] = 2^23 * 2^(fixed[i] - largest), int32; returns the sum of them.
+def weigh(n: int, fixed: Any, bias: Any, e: Any, high: Any) -> Any:
+    """Logits, int32 of 16 fraction bits, to e[i] = 2^23 * 2^(logit[i] - largest), int32; returns (sum of e, largest).
 
-    n: a multiple of 64. high: int32[n / 64], the largest of each 64.
+    A logit is fixed[i] + bias[i] (float32), cut to an integer. n: a multiple of 64. high: int32[n / 64], the largest of
+    each 64.
     """
     top = np.int32(-(1 << 31))
     for i in range(n):
-        top = imax(top, fixed[i])
+        top = imax(top, iadd(fixed[i], trunc(bias[i])))
     total = np.int64(0)
     for g in range(n // GROUP):
         some, best = np.int32(0), np.int32(0)
         for i in range(g * GROUP, (g + 1) * GROUP):
-            v = int_exp2(isub(top, fixed[i]), FRACTION)
+            v = int_exp2(isub(top, iadd(fixed[i], trunc(bias[i]))), FRACTION)
             e[i] = v
             some = iadd(some, v)
             best = imax(best, v)
         high[g] = best
         total += np.int64(some)
-    return total
+    return total, top
 
 
 @compiled
@@ -131,18 +137,69 @@ def tell(c: Any, about: Any, what: Any) -> None:
 
 
 @compiled
-def apply(c: Any, fixed: Any) -> None:
-    """Add up the evidence, in order, and change the candidates' logits."""
+def apply(c: Any, fixed: Any, bias: Any) -> None:
+    """Add up the evidence, in order, and take the candidates' exponentials again: `e` of a candidate becomes 0.
+
+    The others' stay what they are, in units of the largest logit before the change; a share can be up to 2^47.
+    """
     change, about, what, weight = c.change, c.about, c.what, c.weight
     for i in range(c.size[1]):
         change[about[i]] += weight[what[i]]
     for i in range(c.size[0]):
         v = min(max(change[i], -LIMIT), LIMIT)
-        fixed[c.token[i]] += np.int32(np.int64(v * 65536.0))
+        t = np.int64(c.token[i])
+        below = np.int64(c.top[0]) - np.int64(fixed[t]) - np.int64(trunc(bias[t])) - np.int64(v * 65536.0)
+        up = np.int64(0)
+        if below < 0:
+            up = (-below + 65535) >> 16
+            below += up << 16
+        # One at least, so that there is something to divide by.
+        share = max(np.int64(int_exp2(np.int32(below), FRACTION)) << up, np.int64(1))
+        c.scale[0] += share - np.int64(c.e[t])
+        c.share[i] = share
+        c.e[t] = 0
 
 
 @compiled
-def learn_weights(c: Any, freq: Any, token: Any, rate: float, start: float) -> None:
+def share_out(c: Any, n: int, bias: Any, loss: Any, freq: Any, group_sum: Any) -> None:
+    """Frequencies (int32[n], total 2^24, each at least 1) after `apply`, their sums by 64; bias -= loss * frequency.
+
+    What rounding leaves over, never less than nothing, goes to the most probable candidate or, if there are none, to
+    the most probable token, the first of equals; the bias does not see it.
+    """
+    # 32 less than there is, so that rounded products cannot add up to more than there is.
+    r = np.float32(np.float64(TOTAL - n - 32) / np.float64(c.scale[0]))
+    given, e = np.int32(0), c.e
+    for g in range(n // GROUP):
+        some = np.int32(0)
+        for i in range(g * GROUP, (g + 1) * GROUP):
+            f = iadd(trunc(to_float(e[i]) * r), 1)
+            freq[i] = f
+            some = iadd(some, f)
+            bias[i] -= to_float(f) * loss
+        group_sum[g] = some
+        given = iadd(given, some)
+    rest = np.int64(TOTAL) - np.int64(given)
+    best, most = np.int64(0), np.int64(0)
+    if c.size[0] == 0:
+        for i in range(n):
+            if e[i] > e[best]:
+                best = np.int64(i)
+    for i in range(c.size[0]):
+        t = np.int64(c.token[i])
+        more = np.int64(np.float64(c.share[i]) * np.float64(r))
+        freq[t] += np.int32(more)
+        group_sum[t // GROUP] += np.int32(more)
+        bias[t] -= np.float32(more) * loss
+        rest -= more
+        if c.share[i] > most:
+            best, most = t, np.int64(c.share[i])
+    freq[best] += np.int32(rest)
+    group_sum[best // GROUP] += np.int32(rest)
+
+
+@compiled
+def learn_weights(c: Any, freq: Any, token: Any, rate: float) -> None:
     """Move the weights of this position's evidence and forget its candidates. `freq`: the distribution coded with."""
     about, what, weight, slope, tokens = c.about, c.what, c.weight, c.slope, c.token
     for i in range(c.size[0]):
@@ -153,6 +210,6 @@ def learn_weights(c: Any, freq: Any, token: Any, rate: float, start: float) -> N
     for i in range(c.size[1]):
         g, k = c.change[about[i]], np.int64(what[i])
         slope[k] += g * g
-        weight[k] += (rate * g) / np.sqrt(slope[k] + start)
+        weight[k] += (rate * g) / np.sqrt(slope[k])
     c.size[0] = 0
     c.size[1] = 0

@@ -18,22 +18,24 @@ from numpy.typing import NDArray
 from nacz.kernels.cdf import GROUP
 from nacz.kernels.compile import compiled
 
-from .candidates import CLASSES, apply, candidate, learn_weights, make_candidates, tell, weigh
-from .habits import AGES, add_bias, age, learn_bias, make_habits
+from .candidates import CLASSES, apply, candidate, learn_weights, make_candidates, share_out, tell, weigh
+from .habits import AGES, GAIN, LOSS, age, make_habits
 from .matches import FOLLOWERS, follow, make_matches
 from .members import BIAS, HABIT, MATCH, NGRAM, RECALL
 from .ngrams import ORDERS, WAYS, count_up, hit, look_up, make_ngrams, slots_for
-from .recall import REMEMBERED, compare, make_recall, poll, remember
+from .recall import LEAST, REMEMBERED, compare, make_recall, poll, remember
 from .transformer import Shape
 
-RATE, START = 0.08, 1.0  # of the weights of evidence
+RATE = 0.15  # of the weights of evidence
 LIKELY = 128  # tokens that the language model holds for at least 1 in 128 are candidates
 
 COUNTS, OTHERS = 6, 5  # classes of a count, of all other counts
 STATES = COUNTS * OTHERS * 2
 SETTINGS = ORDERS + 1 + 4  # by the longest context that hits, or by the match's length
 LENGTH_CLASSES, MISS_CLASSES = 24, 4
-AMOUNTS, PARTS = 8, 8
+AMOUNTS, PARTS, NEARS = 8, 8, 10
+SURPRISES, RANKS = 5, 3
+NAMES = ORDERS + 2  # what names a candidate first: the language model or recall, a context, a match
 
 # First number of each kind of evidence.
 AT_CONTEXT = 0
@@ -42,11 +44,15 @@ AT_HABIT = AT_BEST + ORDERS * CLASSES * COUNTS * OTHERS
 AT_LENGTH = AT_HABIT + AGES * CLASSES * COUNTS
 AT_FOLLOWED = AT_LENGTH + FOLLOWERS * LENGTH_CLASSES * MISS_CLASSES
 AT_RECALL = AT_FOLLOWED + FOLLOWERS * CLASSES * MISS_CLASSES
-NUMBERS = AT_RECALL + AMOUNTS * PARTS * CLASSES
+AT_NEAR = AT_RECALL + AMOUNTS * PARTS * CLASSES
+AT_SURPRISE = AT_NEAR + NEARS * PARTS * CLASSES
+AT_NAMED = AT_SURPRISE + SURPRISES * 3 * CLASSES * RANKS
+NUMBERS = AT_NAMED + SETTINGS * NAMES * CLASSES
 
 
 class Ensemble(NamedTuple):
-    """All state of a segment. `members`: which predictors there are; clock int64[1]: tokens learned."""
+    """All state of a segment. `members`: which predictors there are; clock int64[1]: tokens learned; surprise int64[2 *
+    lanes]: classes of a lane's latest token and, in pairs, of the one before."""
 
     candidates: Any
     habits: Any
@@ -54,6 +60,7 @@ class Ensemble(NamedTuple):
     matches: Any
     recall: Any
     clock: Any
+    surprise: Any
     members: int
 
 
@@ -75,6 +82,7 @@ def make_ensemble(members: int, starts: Any, rows: int, dim: int, vocab: int, pr
         matches=make_matches(starts if members & MATCH else np.zeros(2, np.int64)),
         recall=make_recall(*((tokens, rows, dim) if members & RECALL else (1, 1, 4)), vocab),
         clock=np.zeros(1, np.int64),
+        surprise=np.zeros(2 * (len(starts) - 1), np.int64),
         members=members,
     )
 
@@ -151,6 +159,12 @@ def _from_matches(e: Any, lane: int, tokens: Any) -> None:
 
 
 @compiled
+def surprise_class(freq: Any) -> Any:
+    """0 to 4 for a token that was coded with a probability from 1/2 on, 1/8, 1/64, 1/1,024, or less."""
+    return 0 if freq >= 1 << 23 else 1 if freq >= 1 << 21 else 2 if freq >= 1 << 18 else 3 if freq >= 1 << 14 else 4
+
+
+@compiled
 def part_class(share: float) -> Any:
     """Class of a share of all votes."""
     if share < 0.3:
@@ -161,7 +175,9 @@ def part_class(share: float) -> Any:
 @compiled
 def _from_memory(e: Any, seen: int, cosines: Any) -> None:
     c, r = e.candidates, e.recall
-    total = poll(r, seen, cosines)
+    total, top = poll(r, seen, cosines)
+    near: Any = np.int64((top - LEAST) * np.float32(25.0))
+    near = near if near < NEARS else NEARS - 1
     amount = 0
     while amount < AMOUNTS - 1 and total >> (19 + amount) > 0:
         amount += 1
@@ -171,6 +187,7 @@ def _from_memory(e: Any, seen: int, cosines: Any) -> None:
             continue
         part = part_class(np.float64(r.vote[k]) / np.float64(total)) if total > 0 else 0
         tell(c, i, AT_RECALL + (amount * PARTS + part) * CLASSES + c.kind[i])
+        tell(c, i, AT_NEAR + (near * PARTS + part) * CLASSES + c.kind[i])
 
 
 @compiled
@@ -182,6 +199,26 @@ def _likely(c: Any, n: int) -> None:
             for i in range(g * GROUP, (g + 1) * GROUP):
                 if e[i] > least:
                     candidate(c, i, -1)
+
+
+@compiled
+def _from_habits(e: Any, lane: int, setting: int) -> None:
+    c, now = e.candidates, e.clock[0]
+    first, second = -1, -1
+    for i in range(c.size[0]):
+        if first < 0 or c.e[c.token[i]] > c.e[c.token[first]]:
+            first = i
+    for i in range(c.size[0]):
+        if i != first and (second < 0 or c.e[c.token[i]] > c.e[c.token[second]]):
+            second = i
+    surprise = e.surprise[2 * lane] * 3 + e.surprise[2 * lane + 1]
+    for i in range(c.size[0]):
+        token = np.int64(c.token[i])
+        times = count_class(max(np.int64(e.habits.count[token]), 1))
+        tell(c, i, AT_HABIT + (age(e.habits, token, now) * CLASSES + c.kind[i]) * COUNTS + times)
+        rank = 0 if i == first else 1 if i == second else 2
+        tell(c, i, AT_SURPRISE + (surprise * CLASSES + c.kind[i]) * RANKS + rank)
+        tell(c, i, AT_NAMED + (setting * NAMES + c.best[i] + 1) * CLASSES + c.kind[i])
 
 
 @compiled
@@ -202,16 +239,13 @@ def recall_rows(kern: Any, e: Any, known: int, first: int, m: int, rows: Any, co
 
 @compiled
 def adjust(e: Any, n: int, lane: int, at: int, start: int, seen: int, tokens: Any, cosines: Any, fixed: Any) -> None:
-    """Change the logits (int32[n], 16 fraction bits) of token number `at` of all, in `lane`, which begins at `start`.
+    """Change what the logits (int32[n], 16 fraction bits) say of token number `at` of all, in `lane`, from `start` on.
 
-    tokens int32: those known so far, lane after lane. seen: hidden states that may be recalled; cosines: float32, with
-    them (anything if there is no memory).
+    `frequencies` makes numbers of it. tokens int32: those known so far, lane after lane. seen: hidden states that may
+    be recalled; cosines: float32, with them (anything if there is no memory).
     """
     c, members = e.candidates, e.members
-    if members & BIAS:
-        add_bias(n, e.habits.bias, fixed)
-    if members & (HABIT | NGRAM | MATCH | RECALL):
-        c.scale[0] = weigh(n, fixed, c.e, c.high)
+    c.scale[0], c.top[0] = weigh(n, fixed, e.habits.bias, c.e, c.high)
     longest, setting = -1, 0
     if members & NGRAM:
         look_up(e.ngrams, tokens, at, at - start)
@@ -234,25 +268,30 @@ def adjust(e: Any, n: int, lane: int, at: int, start: int, seen: int, tokens: An
         _from_memory(e, seen, cosines)
     if members & HABIT:
         _likely(c, n)
-        now = e.clock[0]
-        for i in range(c.size[0]):
-            token = np.int64(c.token[i])
-            times = count_class(max(np.int64(e.habits.count[token]), 1))
-            tell(c, i, AT_HABIT + (age(e.habits, token, now) * CLASSES + c.kind[i]) * COUNTS + times)
-    apply(c, fixed)
+        _from_habits(e, lane, setting)
+    apply(c, fixed, e.habits.bias)
 
 
 @compiled
-def learn(e: Any, n: int, lane: int, at: int, token: Any, tokens: Any, freq: Any) -> None:
-    """tokens[at] = `token` was coded with `freq` (int32[n]) after `adjust`."""
+def frequencies(e: Any, n: int, freq: Any, sums: Any) -> None:
+    """After `adjust`: frequencies of all tokens, int32[n], of total 2^24, and their sums by 64."""
+    loss = LOSS if e.members & BIAS else np.float32(0.0)
+    share_out(e.candidates, n, e.habits.bias, loss, freq, sums)
+
+
+@compiled
+def learn(e: Any, lane: int, at: int, token: Any, tokens: Any, freq: Any) -> None:
+    """tokens[at] = `token` was coded with `freq` (int32[n]) as `frequencies` made them."""
     members = e.members
-    learn_weights(e.candidates, freq, token, RATE, START)
+    learn_weights(e.candidates, freq, token, RATE)
     if members & BIAS:
-        learn_bias(n, e.habits.bias, freq, token)
+        e.habits.bias[token] += GAIN
     if members & NGRAM:
         count_up(e.ngrams, token)
     if members & MATCH:
         follow(e.matches, lane, at, tokens)
+    e.surprise[2 * lane + 1] = (e.surprise[2 * lane] + 1) // 2
+    e.surprise[2 * lane] = surprise_class(freq[token])
     e.clock[0] += 1
     e.habits.last[token] = e.clock[0]
     e.habits.count[token] += 1

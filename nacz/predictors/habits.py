@@ -1,6 +1,7 @@
 """What the segment likes whatever the context: a bias for every token, and when a token came last and how often.
 
 The bias is the output layer's, learned token by token: bias -= rate * (p - 1 for the token that came), for all tokens.
+LOSS * frequency is taken from it when frequencies are made, GAIN is given to the token that came.
 
 Knows logits, frequencies and tokens. Does not know contexts or weights of evidence.
 """
@@ -13,9 +14,8 @@ import numpy as np
 
 from nacz.kernels.cdf import TOTAL_BITS
 from nacz.kernels.compile import compiled
-from nacz.kernels.ops import iadd, to_float, trunc
 
-RATE = 0.12 * 65536.0 / 0.6931471805599453  # per unit of probability, in 2^-16 bits
+RATE = 0.16 * 65536.0 / 0.6931471805599453  # per unit of probability, in 2^-16 bits
 GAIN = np.float32(RATE)
 LOSS = np.float32(RATE / (1 << TOTAL_BITS))
 AGES = 11
@@ -33,21 +33,6 @@ class Habits(NamedTuple):
 def make_habits(vocab: int) -> Habits:
     """Nothing has come yet."""
     return Habits(np.zeros(vocab, np.float32), np.zeros(vocab, np.int64), np.zeros(vocab, np.int32))
-
-
-@compiled
-def add_bias(n: int, bias: Any, fixed: Any) -> None:
-    """fixed[i] += bias[i], cut to an integer."""
-    for i in range(n):
-        fixed[i] = iadd(fixed[i], trunc(bias[i]))
-
-
-@compiled
-def learn_bias(n: int, bias: Any, freq: Any, token: Any) -> None:
-    """One step of gradient descent with the distribution (int32[n], of total 2^24) that `token` was coded with."""
-    for i in range(n):
-        bias[i] -= to_float(freq[i]) * LOSS
-    bias[token] += GAIN
 
 
 @compiled

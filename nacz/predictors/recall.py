@@ -97,7 +97,8 @@ def width(r: Any, known: int) -> Any:
 
 @compiled
 def poll(r: Any, seen: int, cosines: Any) -> Any:
-    """Votes of the last entries before number `seen` for the tokens that followed them; returns all votes' sum.
+    """Votes of the last entries before number `seen` for the tokens that followed them; returns (all votes' sum, the
+    largest cosine, at least LEAST).
 
     cosines: float32, one row of `compare`'s. Entries are asked from the latest to the earliest.
     """
@@ -115,7 +116,8 @@ def poll(r: Any, seen: int, cosines: Any) -> Any:
         for i in range(n):
             best = imax(best, bits_of(some[i]))
         end -= n
-    least = max(LEAST, float_of(best) - NEAR)
+    top = float_of(best)
+    least = max(LEAST, top - NEAR)
     least_bits = bits_of(least)
     total = np.int64(0)
     votes = 0
@@ -146,6 +148,6 @@ def poll(r: Any, seen: int, cosines: Any) -> Any:
                         vote[k] = 0
                     vote[k] += v
         end -= n
-    for k in range(r.size[0]):
-        slot[voted[k]] = -1
-    return total
+    for i in range(r.size[0]):
+        slot[voted[i]] = -1
+    return total, top
