@@ -23,7 +23,7 @@ ENVIRONMENT = {
     "NACZ_THREADS": "the number of threads where none is given, 0 for all cores",
     "NACZ_MODEL_DIR": "the folder for weights, instead of nacz/models in the user's cache folder",
     "NACZ_CACHE_DIR": "the folder for compiled code, instead of nacz in the user's cache folder",
-    "NACZ_OFFLINE": "1: never fetch weights",
+    "NACZ_OFFLINE": "1: never fetch weights or corpora",
     "NACZ_KERNEL": "the implementation of the arithmetic; never changes a result",
     "NACZ_CORPORA": "where `nacz bench` looks for files and corpora by name",
     "NACZ_DEBUG": "1: show the traceback of a failure",
@@ -47,7 +47,8 @@ def epilog() -> str:
     lines += [f"  {command:<34} {what}" for command, what in EXAMPLES.items()]
     lines += ["", "\b", f"Levels, on {levels.TEXT_IN_WORDS}:"]
     lines += ["  " + line for line in levels.table()]
-    lines += [f"  KB of CPU seconds, {levels.MACHINE};", "  the language model shares its work among all threads."]
+    lines += [f"  KB of CPU seconds, {levels.MACHINE};"]
+    lines += ["  the language model shares its work among threads, the learning one less so."]
     lines += ["", "\b", f"Environment: {_folded(list(ENVIRONMENT))}."]
     lines += [f"Exit codes: {_folded([f'{code} {cause}' for code, cause in EXIT_CODES.items()])}."]
     return "\b\n" + "\n".join(lines)

@@ -41,6 +41,7 @@ _WRITE = {
     help="Of gzip, bzip2, xz, zstd, brotli, ppmd, zpaq, perhaps with a setting as zstd:3; or all, or none.",
 )  # fmt: skip
 @click.option("--ablate", is_flag=True, help="Also each level without, and with only, each part of its ensemble.")
+@click.option("--download", "may_download", is_flag=True, help="Download a public corpus that is missing.")
 @together(
     *(click.option(f"--{kind}", metavar="OUT", shell_complete=complete_file, help=_WRITE[kind]) for kind in _WRITE)
 )
@@ -51,8 +52,8 @@ _WRITE = {
 def bench(files: Sequence[str], **arguments: Any) -> int:
     """Compress, decompress and compare files with all levels and peers; tell sizes, speeds and memory.
 
-    A corpus, such as enwik8, is looked for in the folder that NACZ_CORPORA names. Without a file a small text that
-    every installation has is measured.
+    A corpus, such as enwik8, is looked for in the folder that NACZ_CORPORA names; its sha256 is checked. Without a file
+    a small text that every installation has is measured.
     """
     from nacz.bench import command
 

@@ -269,10 +269,12 @@ def _foretell_decompression(name: str, settings: Settings) -> int | None:
             segments = [segment for member in codec.archive_info(file) for segment in member.segments]
     except (OSError, NaczError):
         return None
-    slow = sum(segment.plain_size for segment in segments if segment.predictor == LANGUAGE_MODEL)
-    seconds = levels.seconds(settings.options.level, slow, count_threads(settings.threads), decompress=True)
-    if slow and seconds > _LONG:
-        _say(f"nacz: {_shown(name)}: about {format_duration(seconds)}")
+    if any(segment.predictor == LANGUAGE_MODEL for segment in segments):
+        from nacz.info import decoding_seconds
+
+        seconds = decoding_seconds(segments, count_threads(settings.threads))
+        if seconds > _LONG:
+            _say(f"nacz: {_shown(name)}: about {format_duration(seconds)}")
     return sum(segment.plain_size for segment in segments)
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from nacz import codec, levels
 from nacz.commands import describe, report
@@ -14,11 +14,11 @@ from nacz.errors import NaczError
 from nacz.formats.records import VERSION, MemberHeader, SegmentHeader
 from nacz.listing import as_object, read_members
 from nacz.metadata import read_metadata
-from nacz.segment_coder import LANGUAGE_MODEL, MAX_LEVEL, MIN_LEVEL, name_of_model, predictor_name
+from nacz.segment_coder import DEFAULT_LEVEL, LANGUAGE_MODEL, MAX_LEVEL, MIN_LEVEL, name_of_model, predictor_name
 from nacz.segments import count_threads, describe_model
 from nacz.terminal import format_duration
 
-__all__ = ["show"]
+__all__ = ["decoding_seconds", "show"]
 
 Members = tuple[codec.MemberInfo, ...]
 
@@ -74,12 +74,32 @@ def _lines(name: str, members: Members) -> list[str]:
 
 
 def _seconds(members: Members) -> float:
-    """About how long decoding takes, by the table of levels: the slower of the two predictors decides."""
-    segments = [segment for member in members for segment in member.segments]
-    slow = sum(segment.plain_size for segment in segments if segment.predictor == LANGUAGE_MODEL)
-    if slow:
-        return levels.seconds(MAX_LEVEL, slow, count_threads(0), decompress=True)
-    return levels.seconds(MIN_LEVEL, sum(segment.plain_size for segment in segments), 1, decompress=True)
+    return decoding_seconds((segment for member in members for segment in member.segments), count_threads(0))
+
+
+def decoding_seconds(segments: Iterable[SegmentHeader], threads: int) -> float:
+    """About how long segments take to decode, by the table of levels; those of the byte model hardly count."""
+    plain: dict[int, int] = {}
+    for segment in segments:
+        level = _level(segment)
+        plain[level] = plain.get(level, 0) + segment.plain_size
+    return sum(levels.seconds(level, size, threads, decompress=True) for level, size in plain.items())
+
+
+def _level(segment: SegmentHeader) -> int:
+    """The level whose decoding is like that of a segment."""
+    if segment.predictor != LANGUAGE_MODEL:
+        return MIN_LEVEL
+    from nacz.predictors.language_model import EFFORTS, Params
+
+    try:
+        params = Params.from_bytes(segment.params, segment.plain_size)
+    except NaczError:
+        return DEFAULT_LEVEL  # another predictor in its place, or another release's
+    if params.learning is None:
+        return next((n for n, effort in EFFORTS.items() if params.window <= effort.window), DEFAULT_LEVEL)
+    learning = {n: effort.learning.layers for n, effort in EFFORTS.items() if effort.learning is not None}
+    return next((n for n, layers in learning.items() if params.learning.layers <= layers), MAX_LEVEL)
 
 
 def _weights(members: Members) -> dict[str, str]:

@@ -9,10 +9,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 __all__ = [
-    "LAST_LEVEL_WITHOUT_WEIGHTS", "LEVELS", "MACHINE", "TEXT", "TEXT_IN_WORDS", "Level", "markdown", "seconds", "table",
+    "FIRST_LEVEL_THAT_LEARNS", "LAST_LEVEL_WITHOUT_WEIGHTS", "LEVELS", "MACHINE", "TEXT", "TEXT_IN_WORDS", "Level",
+    "markdown", "seconds", "table",
 ]  # fmt: skip
 
 LAST_LEVEL_WITHOUT_WEIGHTS = 3
+FIRST_LEVEL_THAT_LEARNS = 7
 
 TEXT = "peps-2026.first300000.txt:0:50000"
 TEXT_IN_WORDS = "50,000 bytes of English that the model has not seen"
@@ -40,25 +42,26 @@ LEVELS = {
     9: Level(0.888, 2.4, 0.5, 500),
 }
 _START = 1.5  # seconds before the language model says its first word
+_LANE = {4: 12_000, 5: 18_000, 6: 24_000, 7: 64_000, 8: 128_000, 9: 400_000}  # bytes of text in a lane, about
 
 
 def seconds(level: int, size: int, threads: int, decompress: bool = False) -> float:
-    """Return about how long `size` plain bytes take. Only the language model uses more than one of `threads`."""
+    """Return about how long `size` plain bytes take. Only the language model uses more than one of `threads`: one for
+    each lane, and one that mixes."""
     row = LEVELS[level]
     rate = 1000 * (row.decompress if decompress else row.compress)
     if level <= LAST_LEVEL_WITHOUT_WEIGHTS:
         return size / rate
-    return _START + size / rate / max(1, threads)
+    return _START + size / rate / max(1, min(threads, 1 + max(1, size // _LANE[level])))
 
 
 def table() -> list[str]:
     """Return the lines of a table of all levels, for `--help`."""
     lines = ["level  predictor         bpb   compress  decompress  memory"]
     for number, row in LEVELS.items():
-        predictor = "byte model" if number <= LAST_LEVEL_WITHOUT_WEIGHTS else "language model"
         lines.append(
-            f"{number:>5}  {predictor:<14} {row.bpb:>6.3f} {_rate(row.compress):>10} {_rate(row.decompress):>11} "
-            f"{row.memory:>4} MB"
+            f"{number:>5}  {_predictor(number):<14} {row.bpb:>6.3f} {_rate(row.compress):>10} "
+            f"{_rate(row.decompress):>11} {row.memory:>4} MB"
         )
     return lines
 
@@ -68,10 +71,16 @@ def markdown() -> str:
     out = ["| level | predictor | bpb | compress, per CPU second | decompress, per CPU second | memory |"]
     out.append("|---|---|---:|---:|---:|---:|")
     for number, row in LEVELS.items():
-        predictor = "byte model" if number <= LAST_LEVEL_WITHOUT_WEIGHTS else "language model"
         rates = f"{_rate(row.compress)} | {_rate(row.decompress)}"
-        out.append(f"| {number} | {predictor} | {row.bpb:.3f} | {rates} | {row.memory} MB |")
+        out.append(f"| {number} | {_predictor(number)} | {row.bpb:.3f} | {rates} | {row.memory} MB |")
     return "\n".join(out) + f"\n\nOn {TEXT_IN_WORDS} (`{TEXT}`); {MACHINE}.\n"
+
+
+def _predictor(level: int) -> str:
+    """In at most 14 characters. From level 7 on the language model learns while it codes."""
+    if level <= LAST_LEVEL_WITHOUT_WEIGHTS:
+        return "byte model"
+    return "language model" if level < FIRST_LEVEL_THAT_LEARNS else "learning model"
 
 
 def _rate(rate: float) -> str:

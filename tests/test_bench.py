@@ -5,9 +5,15 @@ Run with `pytest tests/test_bench.py`. Measures small texts with the byte model 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import os
 import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +24,10 @@ from golden_inputs import SAMPLE
 
 import nacz
 from nacz import CodecOptions, errors, levels, segment_coder
-from nacz.bench import ablation, coders, command, report, sources
+from nacz.bench import ablation, child, coders, command, report, sources
 from nacz.bench import run as runs
 from nacz.bench.run import Row, Skipped
-from nacz.predictors.language_model import LanguageModelCoder
+from nacz.predictors.language_model import EFFORTS, LanguageModelCoder, Params
 from nacz.predictors.members import MEMBERS, parse_members
 
 TEXT = b"The quick brown fox jumps over the lazy dog. " * 60
@@ -74,6 +80,61 @@ def test_what_names_stand_for(corpora: Path) -> None:
 def test_what_is_not_there(corpora: Path, name: str, words: str) -> None:
     with pytest.raises(errors.UsageError, match=words):
         list(sources.find_sources([name]))
+
+
+@pytest.fixture
+def public(tmp_path: Path) -> Iterator[str]:
+    """The address of a server with a zip of one file called enwik9."""
+    folder = tmp_path / "public"
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "enwik9.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("enwik9", TEXT)
+    (folder / "no.zip").write_bytes(TEXT)
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=os.fspath(folder)))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_public_corpus_is_downloaded(
+    corpora: Path, public: str, run: Nacz, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NACZ_CORPORA", str(corpora))
+    digest = hashlib.sha256(TEXT).hexdigest()
+
+    def known(size: int, sha256: str, path: str) -> None:
+        corpus = sources.Corpus(size, sha256, "somewhere", f"{public}/{path}")
+        monkeypatch.setitem(sources.CORPORA, "enwik9", corpus)
+
+    before = sorted(corpora.iterdir())
+    for size, sha256, path, words in (
+        (len(TEXT), "0" * 64, "enwik9.zip", "is not the known enwik9; nothing was kept"),
+        (len(TEXT) - 1, digest, "enwik9.zip", "is not the known enwik9"),
+        (len(TEXT), digest, "no.zip", "has no enwik9 in it"),
+        (len(TEXT), digest, "missing.zip", "could not be downloaded"),
+    ):
+        known(size, sha256, path)
+        with pytest.raises(errors.UsageError, match=words):
+            list(sources.find_sources(["enwik9"], may_download=True))
+        assert sorted(corpora.iterdir()) == before
+    known(len(TEXT), digest, "enwik9.zip")
+    with pytest.raises(errors.UsageError, match="add --download"):
+        list(sources.find_sources(["enwik9"]))
+    monkeypatch.setenv("NACZ_OFFLINE", "1")
+    with pytest.raises(errors.UsageError, match="NACZ_OFFLINE is set"):
+        list(sources.find_sources(["enwik9"], may_download=True))
+    monkeypatch.delenv("NACZ_OFFLINE")
+    assert run("bench", "enwik9:10:50", "--download", "--levels", "none", "--peers", "gzip", "--json", "-", "-q") == 0
+    (row,) = json.loads(run.out)["rows"]
+    assert row["text"] == "enwik9 [10, 60)" and row["sha256"] == hashlib.sha256(TEXT[10:60]).hexdigest()
+    assert (corpora / "enwik9").read_bytes() == TEXT and len(list(corpora.iterdir())) == len(before) + 1
 
 
 # -- coders -----------------------------------------------------------------------------------------------------------
@@ -299,3 +360,22 @@ def test_no_picture_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_table_of_levels_has_all_levels() -> None:
     assert list(levels.LEVELS) == list(range(1, 10))
     assert all(levels.seconds(level, 10**6, 2) > 0 for level in levels.LEVELS)
+    learns = {level for level, effort in EFFORTS.items() if effort.learning is not None}
+    assert learns == set(range(levels.FIRST_LEVEL_THAT_LEARNS, 10))
+
+
+def test_what_makes_a_learning_level_ready_is_learned_from(tmp_path: Path) -> None:
+    """Else what learns would be compiled while its time is taken."""
+    model = str(tiny.write(tmp_path))
+    for level in range(levels.FIRST_LEVEL_THAT_LEARNS, 10):
+        options = CodecOptions(level=level, model=model, learn=2)
+        coder = LanguageModelCoder(options)
+        rows = EFFORTS[level].learning.rows  # type: ignore[union-attr]
+        params, _ = coder.encode(child._MORE, options=options, threads=1, progress=None)
+        found = Params.from_bytes(params, len(child._MORE))
+        assert found.learning is not None and found.tokens > found.lanes * rows
+
+
+def test_estimates_know_that_few_lanes_share_little_work() -> None:
+    one, many = levels.seconds(9, 100_000, 1), levels.seconds(9, 100_000, 64)
+    assert 1.9 < one / many <= 2 and levels.seconds(6, 10**6, 64) < levels.seconds(6, 10**6, 8)

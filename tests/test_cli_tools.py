@@ -8,9 +8,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import click
@@ -122,8 +125,42 @@ def test_completion_in_fish(on_path: None, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh")
+def test_completion_in_zsh_at_a_terminal(on_path: None, tmp_path: Path) -> None:
+    """zsh completes only at a keyboard: an interactive one, at a terminal of our own, with the tab key pressed."""
+    import pty
+
+    (tmp_path / "book.txt").touch()
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(tmp_path)
+        os.execvpe("zsh", ["zsh", "-fi"], {**os.environ, "TERM": "dumb"})
+
+    def shown(typed: str, *expected: str) -> str:
+        """Type, and read until all that is expected was shown, or for a minute."""
+        os.write(terminal, typed.encode())
+        seen, deadline = "", time.monotonic() + 60
+        while not all(word in seen for word in expected) and time.monotonic() < deadline:
+            if select.select([terminal], [], [], 0.2)[0]:
+                seen += os.read(terminal, 65536).decode(errors="replace")
+        return seen
+
+    try:
+        start = 'autoload -U compinit; compinit -D; eval "$(nacz completion zsh)"; print ready-$((1 + 1))\n'
+        assert "ready-2" in shown(start, "ready-2")
+        for line, words in {**CASES, "nacz boo": {"book.txt"}}.items():
+            if words:
+                seen = shown(line + "\t", *words)
+                assert all(word in seen for word in words), (line, seen)
+                os.write(terminal, b"\x15")  # forget the line
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(terminal)
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh")
 def test_completion_in_zsh(on_path: None, tmp_path: Path) -> None:
-    """zsh completes only at a keyboard: here its parser reads the script, and the answers are those for zsh."""
+    """The script is read by zsh's parser, and the answers are those for zsh."""
     script = 'autoload -U compinit; compinit -D; eval "$(nacz completion zsh)"; print ${_comps[nacz]}'
     done = subprocess.run(["zsh", "-fc", script], capture_output=True, text=True, cwd=tmp_path, check=True)
     assert done.stdout.strip() == "_nacz_completion"
@@ -228,6 +265,23 @@ def test_an_estimate_before_long_work(run: Nacz, tmp_path: Path, monkeypatch: py
     for quiet in ("-q", "--no-progress", "-1"):
         assert run("-T1", "-f", quiet, "long", terminal=True) == 0
         assert run.err == ""
+
+
+def test_estimates_of_decoding_see_what_an_archive_was_made_with() -> None:
+    from nacz.formats.records import SegmentHeader
+
+    from nacz.info import decoding_seconds
+    from nacz.predictors.language_model import EFFORTS, Params
+    from nacz.segment_coder import BYTE_MODEL, LANGUAGE_MODEL
+
+    def header(predictor: int, params: bytes) -> SegmentHeader:
+        return SegmentHeader(predictor, 0, params, 100_000, 10, 0)
+
+    for level, effort in EFFORTS.items():
+        params = Params(effort.window, 1, 25_000, effort.members, effort.learning).to_bytes()
+        found = decoding_seconds([header(LANGUAGE_MODEL, params)], 1)
+        assert found == levels.seconds(level, 100_000, 1, decompress=True), level
+    assert decoding_seconds([header(BYTE_MODEL, b"")], 1) < 5
 
 
 def test_durations() -> None:

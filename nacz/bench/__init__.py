@@ -1,6 +1,7 @@
 """`nacz bench`: nacz and other compressors on the same bytes, in the same run, every archive decoded and compared.
 
 sources   which bytes a name stands for, and what may honestly be said of them
+download  a public corpus from where its makers keep it
 coders    how each compressor is called, and whether it is here
 child     one direction of one compressor in a process of its own, timed
 run       all of it in order, with a state to go on from

@@ -35,6 +35,7 @@ def bench(
     levels_text: str,
     peers_text: str,
     ablate: bool,
+    may_download: bool,
     threads: int,
     repeat: int,
     outputs: dict[str, str],
@@ -42,8 +43,8 @@ def bench(
     quiet: bool,
     command: Sequence[str],
 ) -> int:
-    """Measure, show, write. `ablate`: also take the levels apart. `outputs`: paths by kind, of "json", "html", "png",
-    "markdown"; `-` is stdout for JSON.
+    """Measure, show, write. `ablate`: also take the levels apart. `may_download`: corpora that are missing.
+    `outputs`: paths by kind, of "json", "html", "png", "markdown"; `-` is stdout for JSON.
 
     Returns 0. Raises UsageError and what measuring raises.
     """
@@ -54,7 +55,7 @@ def bench(
             raise UsageError("only levels 4 to 9 have an ensemble that --ablate could take apart")
         coders += apart
     coders += parse_peers(peers_text)
-    sources = list(find_sources(names)) if names else [default_source()]
+    sources = list(find_sources(names, may_download)) if names else [default_source()]
     to_json = outputs.get("json") == "-"
     table = sys.stderr if to_json else sys.stdout
     threads = count_threads(threads)

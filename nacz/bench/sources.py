@@ -1,7 +1,7 @@
 """Which bytes `FILE`, `FOLDER` or `CORPUS`, perhaps with `:OFFSET:LENGTH`, stands for, and their honest label.
 
-A corpus is found by name in the folder that NACZ_CORPORA names, then in the current one. Nothing is fetched: what is
-missing is named with its size and sha256. Knows files; does not know compressors.
+A corpus is found by name in the folder that NACZ_CORPORA names, then in the current one. What is missing is named with
+its size and sha256, and downloaded only where that is asked for. Knows files; does not know compressors.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nacz.bench.download import download
 from nacz.errors import UsageError
 
 __all__ = ["CORPORA", "Source", "default_source", "find_sources"]
@@ -20,11 +21,12 @@ __all__ = ["CORPORA", "Source", "default_source", "find_sources"]
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """A well-known file: its size in bytes, its sha256, and where a person finds it."""
+    """A well-known file: its size in bytes, its sha256, where a person finds it, and the zip that it is in."""
 
     size: int
     sha256: str
     where: str
+    url: str
 
 
 CORPORA = {
@@ -33,11 +35,13 @@ CORPORA = {
         "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8",
         "enwik8.zip of the Large Text Compression Benchmark (mattmahoney.net/dc/text.html), sha256 "
         "547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc",
+        "http://mattmahoney.net/dc/enwik8.zip",
     ),
     "enwik9": Corpus(
         1_000_000_000,
         "159b85351e5f76e60cbe32e04c677847a9ecba3adc79addab6f4c6c7aa3744bc",
         "enwik9.zip of the Large Text Compression Benchmark (mattmahoney.net/dc/text.html)",
+        "http://mattmahoney.net/dc/enwik9.zip",
     ),
 }
 
@@ -66,11 +70,14 @@ def default_source() -> Source:
     return _source("nacz's SPEC.md", data, "unseen")
 
 
-def find_sources(names: Sequence[str]) -> Iterator[Source]:
-    """Yield the sources that names stand for. Raises UsageError for what is not there, OSError."""
+def find_sources(names: Sequence[str], may_download: bool = False) -> Iterator[Source]:
+    """Yield the sources that names stand for. Raises UsageError for what is not there, OSError.
+
+    `may_download`: a corpus that is not here may be put into the folder that NACZ_CORPORA names, else the current one.
+    """
     for name in names:
         path, cut = _split(name)
-        found = _find(path)
+        found = _find(path, may_download)
         if found.is_dir():
             if cut is not None:
                 raise UsageError(f"{path} is a folder, of which no slice can be taken")
@@ -95,7 +102,7 @@ def _split(name: str) -> tuple[str, tuple[int, int] | None]:
     return match[1], cut
 
 
-def _find(name: str) -> Path:
+def _find(name: str, may_download: bool) -> Path:
     path = Path(name)
     if path.exists():
         return path
@@ -108,9 +115,11 @@ def _find(name: str) -> Path:
                 for found in sorted(folder.glob(pattern)):
                     return found
     if corpus := CORPORA.get(name):
+        if may_download:
+            return download(name, corpus.url, corpus.size, corpus.sha256, folders[0])
         raise UsageError(
-            f"{name} is not here: get {corpus.where}, put {name} ({corpus.size:,} bytes, sha256 {corpus.sha256}) into "
-            "a folder, and name that folder in NACZ_CORPORA"
+            f"{name} is not here: add --download, or get {corpus.where}, put {name} ({corpus.size:,} bytes, sha256"
+            f" {corpus.sha256}) into a folder, and name that folder in NACZ_CORPORA"
         )
     raise UsageError(f"{name}: no such file, folder or corpus; corpora are looked for in the folder NACZ_CORPORA names")
 

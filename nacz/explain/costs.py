@@ -121,11 +121,11 @@ def explain(
         futures: dict[int, Future[list[Rows]]] = {}
         at = 0
         try:
-            for index, first in enumerate(firsts):
+            for index, start in enumerate(firsts):
                 for later in firsts[index : index + ahead + 1]:
                     if later not in futures:
                         futures[later] = pool.submit(run, later)
-                for rows in futures.pop(first).result():
+                for rows in futures.pop(start).result():
                     mixture.take(rows, at)
                     at += rows.zero.size
                     count(rows.zero.size)

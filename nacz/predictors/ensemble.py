@@ -109,13 +109,13 @@ def seen_at(step: int, lanes: int) -> Any:
 
 
 @compiled
-def count_class(n: int) -> Any:
+def count_class(n: Any) -> Any:
     """1, 2, 3, 4 to 6, 7 to 14, more."""
     return n - 1 if n <= 3 else 3 if n <= 6 else 4 if n <= 14 else 5
 
 
 @compiled
-def others_class(n: int) -> Any:
+def others_class(n: Any) -> Any:
     """0, 1, 2 to 3, 4 to 8, more."""
     return n if n <= 1 else 2 if n <= 3 else 3 if n <= 8 else 4
 

@@ -105,7 +105,7 @@ def count_up(g: Any, token: Any) -> None:
         k = 0
         while k < WAYS and counts[k] > 0 and tokens[k] != token:
             k += 1
-        new = 1
+        new: Any = 1
         if k < WAYS and counts[k] > 0:
             new = min(np.int64(counts[k]) + 1, 255)
         elif k == WAYS:
