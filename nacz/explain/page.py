@@ -1,6 +1,6 @@
 """One self-contained HTML page of costs: it loads nothing, works without a network, and draws only what is looked at.
 
-Columns are embedded as Base64 of little-endian arrays, so that a text of 1 MB stays a page of some 15 MB. Knows costs
+Columns are embedded as Base64 of little-endian arrays, so that a text of 1 MB stays a page of some 20 MB. Knows costs
 and the template page.html; does not know how costs come about.
 """
 
