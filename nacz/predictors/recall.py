@@ -150,8 +150,4 @@ def poll(r: Any, seen: int, cosines: Any) -> Any:
         end -= n
     for i in range(r.size[0]):
         slot[voted[i]] = -1
-<<<<<<< HEAD
     return total, top
-=======
-    return total
->>>>>>> ff305b1 (Learning levels are called so, made ready before they are timed, and estimated by their own figures)
