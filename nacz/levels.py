@@ -18,7 +18,7 @@ FIRST_LEVEL_THAT_LEARNS = 7
 
 TEXT = "peps-2026.first300000.txt:0:50000"
 TEXT_IN_WORDS = "50,000 bytes of English that the model has not seen"
-MACHINE = "2 cores of an AMD EPYC, 2026-11-22, commit d1002f8"
+MACHINE = "2 cores of an AMD EPYC, 2026-11-23, commit 6278631"
 
 
 class Level(NamedTuple):
@@ -31,15 +31,15 @@ class Level(NamedTuple):
 
 
 LEVELS = {
-    1: Level(1.897, 539, 772, 220),
-    2: Level(1.807, 272, 261, 240),
-    3: Level(1.689, 40, 40, 390),
-    4: Level(1.007, 6.7, 1.3, 500),
-    5: Level(0.940, 5.9, 0.72, 440),
-    6: Level(0.915, 4.6, 0.68, 460),
-    7: Level(0.903, 4.7, 0.66, 430),
-    8: Level(0.892, 3.4, 0.62, 450),
-    9: Level(0.888, 2.4, 0.5, 500),
+    1: Level(1.908, 1396, 1112, 170),
+    2: Level(1.807, 485, 428, 180),
+    3: Level(1.682, 47, 57, 280),
+    4: Level(0.899, 6.4, 1.3, 480),
+    5: Level(0.877, 5.5, 0.62, 480),
+    6: Level(0.873, 5, 0.63, 490),
+    7: Level(0.868, 1.7, 0.62, 1010),
+    8: Level(0.861, 1, 0.45, 1520),
+    9: Level(0.854, 0.44, 0.27, 2290),
 }
 _START = 1.5  # seconds before the language model says its first word
 _LANE = {4: 12_000, 5: 18_000, 6: 24_000, 7: 64_000, 8: 128_000, 9: 400_000}  # bytes of text in a lane, about
