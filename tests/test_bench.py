@@ -23,7 +23,7 @@ from cli_runner import Nacz
 from golden_inputs import SAMPLE
 
 import nacz
-from nacz import CodecOptions, errors, levels, segment_coder
+from nacz import CodecOptions, cli, errors, levels, segment_coder
 from nacz.bench import ablation, child, coders, command, report, sources
 from nacz.bench import run as runs
 from nacz.bench.run import Row, Skipped
@@ -355,6 +355,17 @@ def test_no_picture_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(errors.UsageError, match="nacz\\[bench\\]"):
         plot.png([row for row in some_rows() if isinstance(row, Row)])
+
+
+def test_a_picture_that_cannot_be_made_is_refused_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    (tmp_path / "text").write_bytes(b"some text")
+    picture = tmp_path / "out.png"
+    assert cli.main(["bench", str(tmp_path / "text"), "--levels", "1", "--peers", "none", "--png", str(picture)]) == 1
+    shown = capsys.readouterr()
+    assert "matplotlib" in shown.err and "nacz -1" not in shown.out and not picture.exists()
 
 
 def test_the_table_of_levels_has_all_levels() -> None:

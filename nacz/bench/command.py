@@ -55,6 +55,10 @@ def bench(
             raise UsageError("only levels 4 to 9 have an ensemble that --ablate could take apart")
         coders += apart
     coders += parse_peers(peers_text)
+    if "png" in outputs:
+        from nacz.bench import plot
+
+        plot.require()  # now, not after an hour of measuring
     sources = list(find_sources(names, may_download)) if names else [default_source()]
     to_json = outputs.get("json") == "-"
     table = sys.stderr if to_json else sys.stdout

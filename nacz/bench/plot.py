@@ -10,7 +10,7 @@ from nacz.bench.ablation import is_ablated
 from nacz.bench.run import Row
 from nacz.errors import UsageError
 
-__all__ = ["png"]
+__all__ = ["png", "require"]
 
 # Colours that people with any kind of sight tell apart (Okabe and Ito), and a shape for each as well.
 _LOOKS = {
@@ -26,15 +26,22 @@ _LOOKS = {
 _HEAP = 10.0  # typographic points between neighbours that share a name
 
 
+def require() -> None:
+    """Raise UsageError where matplotlib is not installed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise UsageError("pictures need matplotlib: pip install 'nacz[bench]'") from None
+
+
 def png(rows: Sequence[Row]) -> bytes:
     """The picture as a PNG: a row of two panels for each source, compressing and decompressing.
 
     Raises UsageError when there is nothing to show or matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        raise UsageError("pictures need matplotlib: pip install 'nacz[bench]'") from None
+    require()
+    import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
