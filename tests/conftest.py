@@ -1,10 +1,12 @@
-"""Fixtures of the tests of the command line."""
+"""Fixtures of the command line, and the slow second decoder."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import order0
 import pytest
@@ -26,6 +28,17 @@ def text(tmp_path: Path) -> Path:
     path = tmp_path / "text"
     path.write_bytes(TEXT)
     return path
+
+
+@pytest.fixture(scope="module")
+def reference() -> ModuleType:
+    """docs/reference_decoder.py, which is no part of the package."""
+    path = Path(__file__).parent.parent / "docs" / "reference_decoder.py"
+    spec = importlib.util.spec_from_file_location("reference_decoder", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

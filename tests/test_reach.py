@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -30,16 +29,6 @@ NEAR = Near(EXPLICIT, bytes([3, 2]))  # the tiny model has two layers of one key
 @pytest.fixture(scope="module")
 def model() -> store.LoadedModel:
     return store.in_memory(tiny.model())
-
-
-@pytest.fixture(scope="module")
-def reference() -> ModuleType:
-    path = Path(__file__).parent.parent / "docs" / "reference_decoder.py"
-    spec = importlib.util.spec_from_file_location("reference_decoder", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def some_tokens(count: int) -> np.ndarray:
@@ -105,7 +94,7 @@ def test_the_slow_model_sees_the_same(model: store.LoadedModel) -> None:
 
 
 @pytest.mark.parametrize("lanes", [1, 3])
-def test_any_cut_of_the_work_gives_the_same_bits(model: store.LoadedModel, lanes: int, reference: ModuleType) -> None:
+def test_any_cut_of_the_work_gives_the_same_bits(model: store.LoadedModel, lanes: int) -> None:
     tokens = some_tokens(790 * lanes)
     shape, weights = make_shape(model.architecture, WINDOW, NEAR), make_weights(model)
     kern = KERNELS[usable()[0]]

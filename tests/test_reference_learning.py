@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,16 +22,6 @@ from nacz.segment_coder import CodecOptions
 from nacz.weights import store
 
 WINDOW = 256
-
-
-@pytest.fixture(scope="module")
-def reference() -> ModuleType:
-    path = Path(__file__).parent.parent / "docs" / "reference_decoder.py"
-    spec = importlib.util.spec_from_file_location("reference_decoder", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def recorded(monkeypatch: pytest.MonkeyPatch, kind: Any, state: Any) -> list[dict[tuple[int, str], Any]]:
