@@ -19,12 +19,13 @@ from .arith import LANES, learn16, mac, touch
 from .settings import Level
 from .tables import LOGIT_MAX
 
-TRAIN, ENCODE, DECODE, READ = 0, 1, 2, 3
+TRAIN, ENCODE, DECODE = 0, 1, 2
+AHEAD = 8  # bytes whose slots are on their way while the primer is read
 
 SLOT = 21  # two check bytes, 15 states, last byte, its run, two spare
 WAYS = 3  # slots per 64-byte line
-DIRECT = 257 * 17 * 32  # order 0 and order 1 need no check: rows of 32 bytes
 ROW = 32
+DIRECT = (257 * 17 + 1) * ROW  # order 0 and order 1 need no check: rows of 32 bytes, and one row to end on a whole line
 DIRECT_BITS = 18  # log2 of the rows of plain probabilities
 ORIGIN = LOGIT_MAX + 1
 BUCKET = 8  # log2 of the logits between two knots of an APM
@@ -74,6 +75,158 @@ def find_slot(t: Any, h: Any, at: Any) -> Any:
     return at
 
 
+@njit(cache=True, nogil=True, inline="always")
+def row_hash(h: Any, row: Any) -> Any:
+    """The hash of a context together with its first or second nibble's row."""
+    return ((h + row * 0x35A7BD3B) * 0x3D4D51CB) & cx.M32
+
+
+@njit(cache=True, nogil=True, inline="always")
+def line_of(v: Any, lines: Any) -> Any:
+    return DIRECT + (((v >> 8) ^ (v << 3)) & (lines - 1)) * 64
+
+
+@njit(cache=True, nogil=True, inline="always")
+def adapt(maps: Any, j: Any, goal: Any, limit: int, rec: Any) -> None:
+    """Move the map at `j`, a probability of 22 bits above a count of 9, towards `goal`: an average that slows down."""
+    v = maps[j]
+    n = v & 511
+    p = v >> 9
+    p += ((goal - p) * rec[n]) >> 16
+    if n < limit:
+        n += 1
+    maps[j] = (p << 9) | n
+
+
+@njit(cache=True, nogil=True, inline="always")
+def count_run(t: Any, at: Any, c: Any) -> None:
+    """The last byte that was seen in a slot, and how many times in a row."""
+    if t[at + 17] == c and t[at + 18] != 0:
+        if t[at + 18] < 255:
+            t[at + 18] += 1
+    else:
+        t[at + 17] = c
+        t[at + 18] = 1
+
+
+@njit(cache=True, nogil=True, inline="always")
+def direct_hash(reg: Any, i: int) -> Any:
+    """Contexts of the plain probabilities: orders 1 to 3 and the word."""
+    c4 = reg[cx.C4]
+    if i == 0:
+        return c4 & 0xFF
+    if i == 1:
+        return c4 & 0xFFFF
+    if i == 2:
+        return c4 & 0xFFFFFF
+    return cx.mix(reg[cx.WORD0], c4 & 0xFF)
+
+
+@njit(cache=True, nogil=True)
+def match_hash(buf: Any, pos: int, need: int) -> int:
+    """Hash of the last `need` bytes."""
+    h = 0
+    for j in range(need):
+        h = (h * 0x2F0B4C47 + buf[pos - 1 - j] + 1) & cx.M32
+    return ((h * 0x2C1B3C6D) & cx.M32) >> 8
+
+
+@njit(cache=True, nogil=True, inline="always")
+def remember(t: Any, at: Any, bit: int, nex: Any) -> None:
+    """One more bit for the history at `at`."""
+    t[at] = nex[2 * t[at] + bit]
+
+
+def build_reader(level: Level) -> Any:
+    """Compile-time specialisation, for one level, of the loop that reads the primer.
+
+    Reading only fills what is looked up by context; maps and mixers learn enough from the part of the primer that comes
+    last. As all bytes are known, slots are asked for AHEAD bytes before they are used.
+    """
+    LEVEL = level.number
+    N = level.contexts
+    FIRST_HASHED = level.first_hashed
+    NM = level.matches
+    RUNS = level.runs
+    ND = level.direct
+    DMASK = (1 << DIRECT_BITS) - 1
+    WAITING = 2 * (N + ND)
+    M32 = cx.M32
+
+    @njit(cache=True, nogil=True)
+    def read(  # type: ignore[no-untyped-def]
+        buf, start, stop, reg, t, h, base, base0, heads, ind, dt, nex, rec, minlen, waiting
+    ):
+        lines = (len(t) - DIRECT) >> 6
+        hmask = (len(heads) // NM) - 1
+        for pos in range(start, stop + AHEAD):
+            queue = (pos & (AHEAD - 1)) * WAITING
+            old = pos - AHEAD
+            if old >= start:
+                c = np.int64(buf[old])
+                c1 = np.int64(buf[old - 1]) if old > 0 else 0
+                for half in range(2):
+                    row = half * (1 + (c >> 4))
+                    base[0] = (c1 * 17 + row) * ROW
+                    if FIRST_HASHED == 2:
+                        base[1] = (256 * 17 + row) * ROW
+                    k = queue + half * N
+                    for i in range(FIRST_HASHED, N):
+                        v = waiting[k + i]
+                        base[i] = find_slot(t, v, line_of(v, lines))
+                    if RUNS and half == 0:
+                        for i in range(N):
+                            base0[i] = base[i]
+                    part = c >> 4 if half == 0 else c & 15
+                    for i in range(N):
+                        b = base[i] + 1
+                        remember(t, b + 1, part >> 3, nex)
+                        remember(t, b + 2 + (part >> 3), (part >> 2) & 1, nex)
+                        remember(t, b + 4 + (part >> 2), (part >> 1) & 1, nex)
+                        remember(t, b + 8 + (part >> 1), part & 1, nex)
+                    for i in range(ND):
+                        j = np.int64(waiting[queue + 2 * N + half * ND + i])
+                        node = 1
+                        for bitpos in range(4):
+                            bit = (part >> (3 - bitpos)) & 1
+                            adapt(dt, j + node, (bit << 22) - bit, 255, rec)
+                            node = node * 2 + bit
+                if RUNS:
+                    for i in range(N):
+                        count_run(t, base0[i], c)
+            if pos < stop:
+                if LEVEL == 1:
+                    cx.contexts_1(h, reg, buf, pos, ind)
+                elif LEVEL == 2:
+                    cx.contexts_2(h, reg, buf, pos, ind)
+                else:
+                    cx.contexts_3(h, reg, buf, pos, ind)
+                c = np.int64(buf[pos])
+                row = 1 + (c >> 4)
+                for i in range(FIRST_HASHED, N):
+                    v = row_hash(h[i], 0)
+                    waiting[queue + i] = v
+                    touch(t, line_of(v, lines))
+                    v = row_hash(h[i], row)
+                    waiting[queue + N + i] = v
+                    touch(t, line_of(v, lines))
+                for i in range(ND):
+                    v = direct_hash(reg, i)
+                    k = (cx.mix(v, 32 * i) & DMASK) << 4
+                    waiting[queue + 2 * N + i] = k
+                    touch(dt, k)
+                    k = (cx.mix(v, row + 32 * i) & DMASK) << 4
+                    waiting[queue + 2 * N + ND + i] = k
+                    touch(dt, k)
+                for m in range(NM):
+                    if pos > minlen[m]:
+                        heads[m * (hmask + 1) + (match_hash(buf, pos, minlen[m]) & hmask)] = pos
+                cx.absorb_indirect(reg, ind, c)
+                cx.absorb(reg, pos, c)
+
+    return read
+
+
 def build(level: Level) -> Any:
     """Compile-time specialisation of the loop for one level."""
     LEVEL = level.number
@@ -106,7 +259,7 @@ def build(level: Level) -> Any:
     def run(  # type: ignore[no-untyped-def]
         buf, start, stop, mode, payload, coder, reg, t, sm, rm, mm, w, wc, w2, x, h, slot_hash, base,
         base0, idx,
-        heads, ind, dt, dh, dbase, didx, apm, sel, xo, nex, stretch, squash, rec, minlen,
+        heads, ind, dt, dbase, didx, apm, sel, xo, nex, stretch, squash, rec, minlen,
     ):  # fmt: skip
         lines = (len(t) - DIRECT) >> 6
         hmask = (len(heads) // NM) - 1
@@ -121,20 +274,11 @@ def build(level: Level) -> Any:
                 cx.contexts_3(h, reg, buf, pos, ind)
             c4 = reg[cx.C4]
             c1 = c4 & 0xFF
-            if ND > 0:
-                dh[0] = c1
-                dh[1] = c4 & 0xFFFF
-                dh[2] = c4 & 0xFFFFFF
-                dh[3] = cx.mix(reg[cx.WORD0], c1)
             for m in range(NM):
                 r = cx.MATCH0 + 4 * m
                 need = minlen[m]
                 if pos > need:
-                    hh = 0
-                    for j in range(need):
-                        hh = (hh * 0x2F0B4C47 + buf[pos - 1 - j] + 1) & M32
-                    hh = ((hh * 0x2C1B3C6D) & M32) >> 8
-                    slot = m * (hmask + 1) + (hh & hmask)
+                    slot = m * (hmask + 1) + (match_hash(buf, pos, need) & hmask)
                     if reg[r + 1] < 16:
                         ptr = heads[slot]
                         if ptr > 0 and ptr != reg[r]:
@@ -160,40 +304,19 @@ def build(level: Level) -> Any:
                     if FIRST_HASHED == 2:
                         base[1] = (256 * 17 + row) * ROW
                     for i in range(FIRST_HASHED, N):
-                        v = ((h[i] + row * 0x35A7BD3B) * 0x3D4D51CB) & M32
-                        k = DIRECT + (((v >> 8) ^ (v << 3)) & (lines - 1)) * 64
+                        v = row_hash(h[i], row)
+                        k = line_of(v, lines)
                         idx[i] = k
                         slot_hash[i] = v
                         touch(t, k)
                     for i in range(FIRST_HASHED, N):
                         base[i] = find_slot(t, slot_hash[i], np.int64(idx[i]))
-                    if ND > 0:
-                        for i in range(ND):
-                            dbase[i] = (cx.mix(dh[i], row + 32 * i) & DMASK) << 4
-                            touch(dt, np.int64(dbase[i]))
+                    for i in range(ND):
+                        dbase[i] = (cx.mix(direct_hash(reg, i), row + 32 * i) & DMASK) << 4
+                        touch(dt, np.int64(dbase[i]))
                     if RUNS and bitpos == 0:
                         for i in range(N):
                             base0[i] = base[i]
-                if mode == 3:
-                    # Reading only fills what is looked up by context, at a quarter of the time: maps and mixers
-                    # learn enough from the part of the primer that comes last.
-                    bit = (known >> (7 - bitpos)) & 1
-                    goal22 = (bit << 22) - bit
-                    for i in range(N):
-                        b = base[i] + 1 + node
-                        t[b] = nex[2 * t[b] + bit]
-                    for i in range(ND):
-                        j = dbase[i] + node
-                        v = dt[j]
-                        n = v & 511
-                        p = v >> 9
-                        p += ((goal22 - p) * rec[n]) >> 16
-                        if n < DLIMIT:
-                            n += 1
-                        dt[j] = (p << 9) | n
-                    c0 = c0 * 2 + bit
-                    node = node * 2 + bit
-                    continue
                 a0 = (c0 | (c1 << 8)) * KNOTS
                 a1 = (65536 + (cx.mix(c4 & 0xFFFFFF, c0) & AMASK)) * KNOTS
                 touch(apm, a1)
@@ -352,43 +475,18 @@ def build(level: Level) -> Any:
                 goal22 = (bit << 22) - bit
                 for i in range(N):
                     j = idx[i]
-                    v = sm[j]
-                    n = v & 511
-                    p = v >> 9
-                    p += ((goal22 - p) * rec[n]) >> 16
-                    if n < LIMIT:
-                        n += 1
-                    sm[j] = (p << 9) | n
-                    b = base[i] + 1 + node
-                    t[b] = nex[2 * t[b] + bit]
+                    adapt(sm, j, goal22, LIMIT, rec)
+                    remember(t, base[i] + 1 + node, bit, nex)
                     if K > 2:
                         j = idx[N + i]
-                        v = rm[j]
-                        n = v & 511
-                        p = v >> 9
-                        p += ((goal22 - p) * rec[n]) >> 16
-                        if n < LIMIT:
-                            n += 1
-                        rm[j] = (p << 9) | n
+                        adapt(rm, j, goal22, LIMIT, rec)
                 for i in range(ND):
                     j = didx[i]
-                    v = dt[j]
-                    n = v & 511
-                    p = v >> 9
-                    p += ((goal22 - p) * rec[n]) >> 16
-                    if n < DLIMIT:
-                        n += 1
-                    dt[j] = (p << 9) | n
+                    adapt(dt, j, goal22, DLIMIT, rec)
                 for m in range(NM):
                     j = midx[m]
                     if j >= 0:
-                        v = mm[j]
-                        n = v & 511
-                        p = v >> 9
-                        p += ((goal22 - p) * rec[n]) >> 16
-                        if n < 255:
-                            n += 1
-                        mm[j] = (p << 9) | n
+                        adapt(mm, j, goal22, 255, rec)
                 k = a0 + (frac >> 7)
                 apm[k] += (goal22 - apm[k]) >> 6
                 k = a1 + (frac >> 7)
@@ -405,13 +503,7 @@ def build(level: Level) -> Any:
             buf[pos] = c
             if RUNS:
                 for i in range(N):
-                    b = base0[i]
-                    if t[b + 17] == c and t[b + 18] != 0:
-                        if t[b + 18] < 255:
-                            t[b + 18] += 1
-                    else:
-                        t[b + 17] = c
-                        t[b + 18] = 1
+                    count_run(t, base0[i], c)
             for m in range(NM):
                 r = cx.MATCH0 + 4 * m
                 if reg[r + 3] != 0:
