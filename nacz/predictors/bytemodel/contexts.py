@@ -37,6 +37,7 @@ LRATE = 32
 COUNT = 33
 STACK = 40  # 8 saved TAG values
 STACKP = 48
+HEADS = 50  # per match model: the line of its heads for the next byte
 REG_SIZE = 64
 
 M32 = 0xFFFFFFFF

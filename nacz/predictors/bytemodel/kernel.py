@@ -28,8 +28,6 @@ ROW = 32
 DIRECT = (257 * 17 + 1) * ROW  # order 0 and order 1 need no check: rows of 32 bytes, and one row to end on a whole line
 DIRECT_BITS = 18  # log2 of the rows of plain probabilities
 ORIGIN = LOGIT_MAX + 1
-BUCKET = 8  # log2 of the logits between two knots of an APM
-KNOTS = 32  # 25 are used; a power of two keeps a row inside two cache lines
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -123,12 +121,12 @@ def direct_hash(reg: Any, i: int) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def match_hash(buf: Any, pos: int, need: int) -> int:
-    """Hash of the last `need` bytes."""
+def head_line(buf: Any, pos: int, count: int, mask: int) -> int:
+    """The line of the heads for the `count` bytes before `pos`; the byte at `pos` chooses inside of it."""
     h = 0
-    for j in range(need):
+    for j in range(count):
         h = (h * 0x2F0B4C47 + buf[pos - 1 - j] + 1) & cx.M32
-    return ((h * 0x2C1B3C6D) & cx.M32) >> 8
+    return (((h * 0x2C1B3C6D) & cx.M32) >> 8) & mask & ~15
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -151,7 +149,6 @@ def build_reader(level: Level) -> Any:
     ND = level.direct
     DMASK = (1 << DIRECT_BITS) - 1
     WAITING = 2 * (N + ND)
-    M32 = cx.M32
 
     @njit(cache=True, nogil=True)
     def read(  # type: ignore[no-untyped-def]
@@ -219,8 +216,14 @@ def build_reader(level: Level) -> Any:
                     waiting[queue + 2 * N + ND + i] = k
                     touch(dt, k)
                 for m in range(NM):
-                    if pos > minlen[m]:
-                        heads[m * (hmask + 1) + (match_hash(buf, pos, minlen[m]) & hmask)] = pos
+                    need = minlen[m]
+                    if pos > need:
+                        c1 = reg[cx.C4] & 0xFF
+                        heads[m * (hmask + 1) + reg[cx.HEADS + m] + ((c1 ^ (c1 >> 4)) & 15)] = pos
+                    if pos >= need:
+                        k = head_line(buf, pos, need - 1, hmask)
+                        reg[cx.HEADS + m] = k
+                        touch(heads, m * (hmask + 1) + k)
                 cx.absorb_indirect(reg, ind, c)
                 cx.absorb(reg, pos, c)
 
@@ -250,7 +253,9 @@ def build(level: Level) -> Any:
     DBASE = N * K
     MBASE = level.match_input
     DMASK = (1 << DIRECT_BITS) - 1
-    M32 = cx.M32
+    KNOTS = level.knots
+    BUCKET = 13 - (KNOTS.bit_length() - 1)  # log2 of the logits between two knots of an APM
+    PART = (1 << BUCKET) - 1
     AMASK = 0x3FFF if LEVEL == 1 else 0xFFFF
     ORIG = ORIGIN
     LMAX = LOGIT_MAX
@@ -278,7 +283,7 @@ def build(level: Level) -> Any:
                 r = cx.MATCH0 + 4 * m
                 need = minlen[m]
                 if pos > need:
-                    slot = m * (hmask + 1) + (match_hash(buf, pos, need) & hmask)
+                    slot = m * (hmask + 1) + reg[cx.HEADS + m] + ((c1 ^ (c1 >> 4)) & 15)
                     if reg[r + 1] < 16:
                         ptr = heads[slot]
                         if ptr > 0 and ptr != reg[r]:
@@ -290,6 +295,10 @@ def build(level: Level) -> Any:
                                 reg[r + 1] = length
                                 reg[r + 2] = 0
                     heads[slot] = pos
+                if pos >= need:
+                    k = head_line(buf, pos, need - 1, hmask)
+                    reg[cx.HEADS + m] = k
+                    touch(heads, m * (hmask + 1) + k)
                 reg[r + 3] = buf[reg[r]] + 256 if reg[r] > 0 and (reg[r + 1] > 0 or reg[r + 2] < 8) else 0
             known = 0
             if mode != 2:
@@ -319,8 +328,11 @@ def build(level: Level) -> Any:
                             base0[i] = base[i]
                 a0 = (c0 | (c1 << 8)) * KNOTS
                 a1 = (65536 + (cx.mix(c4 & 0xFFFFFF, c0) & AMASK)) * KNOTS
+                touch(apm, a0)
                 touch(apm, a1)
-                touch(apm, a1 + 16)
+                if KNOTS > 16:
+                    touch(apm, a0 + 16)
+                    touch(apm, a1 + 16)
                 if LEVEL == 3:
                     a2 = (131072 + (cx.mix(c4 & 0xFFFF, c0) & AMASK)) * KNOTS
                     a3 = (196608 + (cx.mix(reg[cx.WORD0] + c1, c0) & AMASK)) * KNOTS
@@ -431,17 +443,17 @@ def build(level: Level) -> Any:
                     v = (va + vb) >> 1
                 pm = squash[v + ORIG]
                 # ---- refine
-                knot = (v + ORIG) >> 8
-                frac = (v + ORIG) & 255
+                knot = (v + ORIG) >> BUCKET
+                frac = (v + ORIG) & PART
                 a0 += knot
                 a1 += knot
-                p0 = (apm[a0] * (256 - frac) + apm[a0 + 1] * frac) >> 14
-                p1 = (apm[a1] * (256 - frac) + apm[a1 + 1] * frac) >> 14
+                p0 = (apm[a0] * (PART + 1 - frac) + apm[a0 + 1] * frac) >> (BUCKET + 6)
+                p1 = (apm[a1] * (PART + 1 - frac) + apm[a1 + 1] * frac) >> (BUCKET + 6)
                 if LEVEL == 3:
                     a2 += knot
                     a3 += knot
-                    p2 = (apm[a2] * (256 - frac) + apm[a2 + 1] * frac) >> 14
-                    p3 = (apm[a3] * (256 - frac) + apm[a3 + 1] * frac) >> 14
+                    p2 = (apm[a2] * (PART + 1 - frac) + apm[a2 + 1] * frac) >> (BUCKET + 6)
+                    p3 = (apm[a3] * (PART + 1 - frac) + apm[a3 + 1] * frac) >> (BUCKET + 6)
                     pf = (pm + p0 + 2 * p1 + 2 * p2 + 2 * p3 + 4) >> 3
                 else:
                     pf = (pm + p0 + 2 * p1 + 2) >> 2
@@ -487,14 +499,14 @@ def build(level: Level) -> Any:
                     j = midx[m]
                     if j >= 0:
                         adapt(mm, j, goal22, 255, rec)
-                k = a0 + (frac >> 7)
+                k = a0 + (frac >> (BUCKET - 1))
                 apm[k] += (goal22 - apm[k]) >> 6
-                k = a1 + (frac >> 7)
+                k = a1 + (frac >> (BUCKET - 1))
                 apm[k] += (goal22 - apm[k]) >> 6
                 if LEVEL == 3:
-                    k = a2 + (frac >> 7)
+                    k = a2 + (frac >> (BUCKET - 1))
                     apm[k] += (goal22 - apm[k]) >> 6
-                    k = a3 + (frac >> 7)
+                    k = a3 + (frac >> (BUCKET - 1))
                     apm[k] += (goal22 - apm[k]) >> 6
                 c0 = c0 * 2 + bit
                 node = node * 2 + bit

@@ -112,8 +112,8 @@ class Model:
         weights[:, n * cfg.inputs : cfg.match_input + 2 * cfg.matches : 2] = cfg.weight
         head_bits = min(22, max(10, size.bit_length()))
         squash = tables.squash_table()
-        knots = np.minimum(np.arange(kernel.KNOTS) << kernel.BUCKET, len(squash) - 1)
-        apm = _aligned(cfg.apm_rows * kernel.KNOTS, np.int32).reshape(cfg.apm_rows, kernel.KNOTS)
+        knots = np.minimum(np.arange(cfg.knots) * (8192 // cfg.knots), len(squash) - 1)
+        apm = _aligned(cfg.apm_rows * cfg.knots, np.int32).reshape(cfg.apm_rows, cfg.knots)
         apm[:] = squash[knots] << 6
         return Arrays(
             slots=_aligned(kernel.DIRECT + cfg.table_size(size), np.uint8),
@@ -129,7 +129,7 @@ class Model:
             base=np.zeros(n, dtype=np.uint32),
             base0=np.zeros(n, dtype=np.uint32),
             places=np.zeros(2 * n, dtype=np.uint32),
-            heads=np.zeros(cfg.matches << head_bits, dtype=np.int32),
+            heads=_aligned(cfg.matches << head_bits, np.int32),
             followers=np.zeros(2 * 65536, dtype=np.int32),
             plain=_aligned((16 << kernel.DIRECT_BITS) if cfg.direct else 1, np.int32, 1 << 30),
             plain_base=np.zeros(8, dtype=np.uint32),
