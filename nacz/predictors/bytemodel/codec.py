@@ -1,4 +1,4 @@
-"""Payloads of the byte model: two bytes of record width, then coded bits.
+"""Payloads of the byte model: two bytes of record width, then coded bits; or a mark and letters without memory.
 
 Knows the payload's layout and the segment protocol; knows no container and no checksum. A damaged payload decodes to
 other bytes of the right number: whoever stores payloads must store a checksum too.
@@ -10,11 +10,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from nacz.coder import binary
 from nacz.errors import CorruptDataError, UnsupportedVersionError, UsageError
 
-from . import kernel
+from . import kernel, letters
 from .analysis import looks_random, record_width
 from .model import Model
 from .settings import LEVELS, PARAMS_VERSION
@@ -27,6 +28,8 @@ Progress = Callable[[int, int], None]
 
 _PIECE = 1 << 16
 _HEAD = 2
+_LETTERS = 0xFFFF
+"""In place of a width: there is no model, only letters drawn at random."""
 
 
 def _check_level(level: int) -> None:
@@ -41,6 +44,17 @@ def compress(data: Buffer, level: int, progress: Progress | None = None) -> byte
     size = len(plain)
     if size == 0:
         return b""
+    alphabet = letters.alphabet(plain)
+    at_random = _HEAD + len(letters.pack_alphabet(alphabet)) + letters.least(size, len(alphabet))
+    coded = b"" if len(alphabet) == 1 else _modelled(plain, level, progress)
+    if coded and len(coded) <= at_random:
+        return coded
+    plainly = _LETTERS.to_bytes(_HEAD, "little") + letters.compress(plain, alphabet)
+    return coded if 0 < len(coded) <= len(plainly) else plainly
+
+
+def _modelled(plain: npt.NDArray[np.uint8], level: int, progress: Progress | None) -> bytes:
+    size = len(plain)
     width = record_width(plain)
     model = Model(level, size, width)
     first = model.start
@@ -65,6 +79,8 @@ def decompress(payload: Buffer, size: int, level: int, progress: Progress | None
         return b""
     coded = np.frombuffer(memoryview(payload), dtype=np.uint8)
     width = int.from_bytes(coded[:_HEAD].tobytes(), "little")
+    if width == _LETTERS:
+        return letters.decompress(coded[_HEAD:], size)
     # A copy: the compiled loop has one signature, and the encoder writes where the decoder reads.
     coded = coded[_HEAD:].copy()
     model = Model(level, size, width)
