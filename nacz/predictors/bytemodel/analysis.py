@@ -58,15 +58,24 @@ def looks_random(data: U8) -> bool:
     return bool((len(keys) - len(np.unique(keys))) * 200 <= len(keys))
 
 
+def looks_binary(data: U8) -> bool:
+    """Whether it is no text: tables of numbers and programs are full of small values, text in any encoding is not."""
+    part = _middle(data)
+    control = np.count_nonzero((part < 32) & (part != 10) & (part != 13) & (part != 9))
+    return bool(control * 8 >= len(part))
+
+
+def _middle(data: U8) -> U8:
+    start = max(0, (len(data) - _WIDTH_SAMPLE) // 2)
+    return data[start : start + _WIDTH_SAMPLE]
+
+
 def record_width(data: U8) -> int:
     """The distance at which bytes most often equal each other, if the data looks like a table; else 0."""
     if len(data) < 1024:
         return 0
-    start = max(0, (len(data) - _WIDTH_SAMPLE) // 2)
-    part = data[start : start + _WIDTH_SAMPLE]
-    # Tables of numbers are full of small values; text in any encoding, even a tar of it, is not.
-    control = np.count_nonzero((part < 32) & (part != 10) & (part != 13) & (part != 9))
-    if control * 8 < len(part):
+    part = _middle(data)
+    if not looks_binary(data):
         return 0
     limit = min(_MAX_WIDTH, len(part) // 8)
     hits = np.zeros(limit + 1, dtype=np.int64)

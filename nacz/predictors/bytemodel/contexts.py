@@ -28,10 +28,12 @@ GAP = 13  # hash of what stood since the last word ended
 NUM = 14
 SENT = 15  # hash of the first word of the sentence / position
 WIDTH = 16  # record width, 0 = none known
-BINARY = 17
+KIND = 17  # a sum of BINARY and TABLE
 QUOTE = 18
-MATCH0 = 20  # match model 0: pointer, length, misses
+MATCH0 = 20  # match model 0: pointer, length, misses, expected byte
+EXPECTED0 = 23  # what match model 0 expects, 256 added; 0 for nothing
 MATCH1 = 24
+EXPECTED1 = 27
 MATCH2 = 28
 LRATE = 32
 COUNT = 33
@@ -39,6 +41,8 @@ STACK = 40  # 8 saved TAG values
 STACKP = 48
 HEADS = 50  # per match model: the line of its heads for the next byte
 REG_SIZE = 64
+
+BINARY, TABLE = 1, 2
 
 M32 = 0xFFFFFFFF
 
@@ -167,6 +171,11 @@ def contexts_2(h: Any, reg: Any, buf: Any, pos: int, ind: Any) -> None:
     h[10] = mix(mix(ind[65536 + (c4 & 0xFFFF)] & 0xFFFF, c1), 0xB0000)
 
 
+@njit(cache=True, nogil=True, inline="always")
+def byte_ago(buf: Any, pos: int, distance: int) -> Any:
+    return buf[pos - distance] if 0 < distance <= pos else 0
+
+
 @njit(cache=True, nogil=True)
 def contexts_3(h: Any, reg: Any, buf: Any, pos: int, ind: Any) -> None:
     """Level 3: everything that earned its time on the test files."""
@@ -209,6 +218,21 @@ def contexts_3(h: Any, reg: Any, buf: Any, pos: int, ind: Any) -> None:
     h[20] = mix(reg[CLASSES], 0x140000 + c1)
     h[21] = mix(mix(reg[TAG], w0), 0x150000 + c1)
     h[22] = mix(mix(w0, reg[CLASSES] & 0xFFFFFF00), 0x160000)
+    h[23] = mix(reg[EXPECTED0] + reg[EXPECTED1] * 512, 0x1A0000 + c1)
+    if reg[KIND] & TABLE:
+        # A table of numbers, or a picture: what is near in two dimensions, in place of words.
+        left = byte_ago(buf, pos, width)
+        right = byte_ago(buf, pos, width - 1)
+        before = byte_ago(buf, pos, width + 1)
+        higher = byte_ago(buf, pos, 2 * width)
+        h[5] = mix(mix(left, higher), 0x200000 + c1)
+        h[7] = mix(mix(left, right), 0x210000 + c1)
+        h[8] = mix(mix(left, right), 0x220000 + before)
+        h[10] = mix(mix(left, right), mix(before, higher) + 0x230000 + c1)
+        h[11] = mix(mix(left, c4 & 0xFFFFFF), 0x240000)
+        h[20] = mix(pos % max(width, 1), 0x250000)
+        h[21] = mix(mix(left, higher), byte_ago(buf, pos, 3 * width) + 0x260000)
+        h[22] = mix(mix(c1, pos % max(width, 1)), 0x270000)
 
 
 @njit(cache=True, nogil=True)

@@ -17,16 +17,23 @@ from nacz.coder.binary import decode_bit, encode_bit
 from . import contexts as cx
 from .arith import LANES, learn16, mac, touch
 from .settings import Level
+from .slots import (
+    DIRECT,
+    DIRECT_BITS,
+    ROW,
+    adapt,
+    count_run,
+    direct_hash,
+    find_slot,
+    head_line,
+    line_of,
+    remember,
+    row_hash,
+)
 from .tables import LOGIT_MAX
 
 TRAIN, ENCODE, DECODE = 0, 1, 2
-AHEAD = 8  # bytes whose slots are on their way while the primer is read
 
-SLOT = 21  # two check bytes, 15 states, last byte, its run, two spare
-WAYS = 3  # slots per 64-byte line
-ROW = 32
-DIRECT = (257 * 17 + 1) * ROW  # order 0 and order 1 need no check: rows of 32 bytes, and one row to end on a whole line
-DIRECT_BITS = 18  # log2 of the rows of plain probabilities
 ORIGIN = LOGIT_MAX + 1
 
 
@@ -42,192 +49,6 @@ def dot(x: Any, w: Any, at: Any, n: int) -> Any:
 def learn(x: Any, w: Any, at: int, n: int, e: int) -> None:
     for i in range(0, n, LANES):
         learn16(w, at + i, x, i, np.int32(e))
-
-
-@njit(cache=True, nogil=True, inline="always")
-def find_slot(t: Any, h: Any, at: Any) -> Any:
-    """The slot of hash `h` in the line at `at`: its own if there, else the least experienced one, emptied."""
-    check = h & 0xFFFF
-    lo = check & 0xFF
-    hi = check >> 8
-    if t[at] + t[at + 1] * 256 == check:
-        return at
-    if t[at + 21] + t[at + 22] * 256 == check:
-        return at + 21
-    if t[at + 42] + t[at + 43] * 256 == check:
-        return at + 42
-    a = t[at + 2]
-    b = t[at + 23]
-    c = t[at + 44]
-    if b < a:
-        at += 21
-        a = b
-        if c < a:
-            at += 21
-    elif c < a:
-        at += 42
-    t[at] = lo
-    t[at + 1] = hi
-    for i in range(2, SLOT):
-        t[at + i] = 0
-    return at
-
-
-@njit(cache=True, nogil=True, inline="always")
-def row_hash(h: Any, row: Any) -> Any:
-    """The hash of a context together with its first or second nibble's row."""
-    return ((h + row * 0x35A7BD3B) * 0x3D4D51CB) & cx.M32
-
-
-@njit(cache=True, nogil=True, inline="always")
-def line_of(v: Any, lines: Any) -> Any:
-    return DIRECT + (((v >> 8) ^ (v << 3)) & (lines - 1)) * 64
-
-
-@njit(cache=True, nogil=True, inline="always")
-def adapt(maps: Any, j: Any, goal: Any, limit: int, rec: Any) -> None:
-    """Move the map at `j`, a probability of 22 bits above a count of 9, towards `goal`: an average that slows down."""
-    v = maps[j]
-    n = v & 511
-    p = v >> 9
-    p += ((goal - p) * rec[n]) >> 16
-    if n < limit:
-        n += 1
-    maps[j] = (p << 9) | n
-
-
-@njit(cache=True, nogil=True, inline="always")
-def count_run(t: Any, at: Any, c: Any) -> None:
-    """The last byte that was seen in a slot, and how many times in a row."""
-    if t[at + 17] == c and t[at + 18] != 0:
-        if t[at + 18] < 255:
-            t[at + 18] += 1
-    else:
-        t[at + 17] = c
-        t[at + 18] = 1
-
-
-@njit(cache=True, nogil=True, inline="always")
-def direct_hash(reg: Any, i: int) -> Any:
-    """Contexts of the plain probabilities: orders 1 to 3 and the word."""
-    c4 = reg[cx.C4]
-    if i == 0:
-        return c4 & 0xFF
-    if i == 1:
-        return c4 & 0xFFFF
-    if i == 2:
-        return c4 & 0xFFFFFF
-    return cx.mix(reg[cx.WORD0], c4 & 0xFF)
-
-
-@njit(cache=True, nogil=True)
-def head_line(buf: Any, pos: int, count: int, mask: int) -> int:
-    """The line of the heads for the `count` bytes before `pos`; the byte at `pos` chooses inside of it."""
-    h = 0
-    for j in range(count):
-        h = (h * 0x2F0B4C47 + buf[pos - 1 - j] + 1) & cx.M32
-    return (((h * 0x2C1B3C6D) & cx.M32) >> 8) & mask & ~15
-
-
-@njit(cache=True, nogil=True, inline="always")
-def remember(t: Any, at: Any, bit: int, nex: Any) -> None:
-    """One more bit for the history at `at`."""
-    t[at] = nex[2 * t[at] + bit]
-
-
-def build_reader(level: Level) -> Any:
-    """Compile-time specialisation, for one level, of the loop that reads the primer.
-
-    Reading only fills what is looked up by context; maps and mixers learn enough from the part of the primer that comes
-    last. As all bytes are known, slots are asked for AHEAD bytes before they are used.
-    """
-    LEVEL = level.number
-    N = level.contexts
-    FIRST_HASHED = level.first_hashed
-    NM = level.matches
-    RUNS = level.runs
-    ND = level.direct
-    DMASK = (1 << DIRECT_BITS) - 1
-    WAITING = 2 * (N + ND)
-
-    @njit(cache=True, nogil=True)
-    def read(  # type: ignore[no-untyped-def]
-        buf, start, stop, reg, t, h, base, base0, heads, ind, dt, nex, rec, minlen, waiting
-    ):
-        lines = (len(t) - DIRECT) >> 6
-        hmask = (len(heads) // NM) - 1
-        for pos in range(start, stop + AHEAD):
-            queue = (pos & (AHEAD - 1)) * WAITING
-            old = pos - AHEAD
-            if old >= start:
-                c = np.int64(buf[old])
-                c1 = np.int64(buf[old - 1]) if old > 0 else 0
-                for half in range(2):
-                    row = half * (1 + (c >> 4))
-                    base[0] = (c1 * 17 + row) * ROW
-                    if FIRST_HASHED == 2:
-                        base[1] = (256 * 17 + row) * ROW
-                    k = queue + half * N
-                    for i in range(FIRST_HASHED, N):
-                        v = waiting[k + i]
-                        base[i] = find_slot(t, v, line_of(v, lines))
-                    if RUNS and half == 0:
-                        for i in range(N):
-                            base0[i] = base[i]
-                    part = c >> 4 if half == 0 else c & 15
-                    for i in range(N):
-                        b = base[i] + 1
-                        remember(t, b + 1, part >> 3, nex)
-                        remember(t, b + 2 + (part >> 3), (part >> 2) & 1, nex)
-                        remember(t, b + 4 + (part >> 2), (part >> 1) & 1, nex)
-                        remember(t, b + 8 + (part >> 1), part & 1, nex)
-                    for i in range(ND):
-                        j = np.int64(waiting[queue + 2 * N + half * ND + i])
-                        node = 1
-                        for bitpos in range(4):
-                            bit = (part >> (3 - bitpos)) & 1
-                            adapt(dt, j + node, (bit << 22) - bit, 255, rec)
-                            node = node * 2 + bit
-                if RUNS:
-                    for i in range(N):
-                        count_run(t, base0[i], c)
-            if pos < stop:
-                if LEVEL == 1:
-                    cx.contexts_1(h, reg, buf, pos, ind)
-                elif LEVEL == 2:
-                    cx.contexts_2(h, reg, buf, pos, ind)
-                else:
-                    cx.contexts_3(h, reg, buf, pos, ind)
-                c = np.int64(buf[pos])
-                row = 1 + (c >> 4)
-                for i in range(FIRST_HASHED, N):
-                    v = row_hash(h[i], 0)
-                    waiting[queue + i] = v
-                    touch(t, line_of(v, lines))
-                    v = row_hash(h[i], row)
-                    waiting[queue + N + i] = v
-                    touch(t, line_of(v, lines))
-                for i in range(ND):
-                    v = direct_hash(reg, i)
-                    k = (cx.mix(v, 32 * i) & DMASK) << 4
-                    waiting[queue + 2 * N + i] = k
-                    touch(dt, k)
-                    k = (cx.mix(v, row + 32 * i) & DMASK) << 4
-                    waiting[queue + 2 * N + ND + i] = k
-                    touch(dt, k)
-                for m in range(NM):
-                    need = minlen[m]
-                    if pos > need:
-                        c1 = reg[cx.C4] & 0xFF
-                        heads[m * (hmask + 1) + reg[cx.HEADS + m] + ((c1 ^ (c1 >> 4)) & 15)] = pos
-                    if pos >= need:
-                        k = head_line(buf, pos, need - 1, hmask)
-                        reg[cx.HEADS + m] = k
-                        touch(heads, m * (hmask + 1) + k)
-                cx.absorb_indirect(reg, ind, c)
-                cx.absorb(reg, pos, c)
-
-    return read
 
 
 def build(level: Level) -> Any:
@@ -246,6 +67,7 @@ def build(level: Level) -> Any:
     RATE2 = level.rate2
     RBOOST = level.rate_boost
     RDECAY = level.rate_decay
+    FADES = level.rate_decay_binary
     # Only numbers are captured: a captured function has a new identity in every process, and Numba's cache would
     # never find the compiled loop again (2.9 s per start instead of a fraction).
     ND = level.direct
@@ -269,14 +91,9 @@ def build(level: Level) -> Any:
         lines = (len(t) - DIRECT) >> 6
         hmask = (len(heads) // NM) - 1
         midx = xo[16:]
+        rdecay = FADES if reg[cx.KIND] & cx.BINARY else RDECAY
         for pos in range(start, stop):
-            # ---- per byte: contexts, match candidates
-            if LEVEL == 1:
-                cx.contexts_1(h, reg, buf, pos, ind)
-            elif LEVEL == 2:
-                cx.contexts_2(h, reg, buf, pos, ind)
-            else:
-                cx.contexts_3(h, reg, buf, pos, ind)
+            # ---- per byte: match candidates, contexts
             c4 = reg[cx.C4]
             c1 = c4 & 0xFF
             for m in range(NM):
@@ -300,6 +117,12 @@ def build(level: Level) -> Any:
                     reg[cx.HEADS + m] = k
                     touch(heads, m * (hmask + 1) + k)
                 reg[r + 3] = buf[reg[r]] + 256 if reg[r] > 0 and (reg[r + 1] > 0 or reg[r + 2] < 8) else 0
+            if LEVEL == 1:
+                cx.contexts_1(h, reg, buf, pos, ind)
+            elif LEVEL == 2:
+                cx.contexts_2(h, reg, buf, pos, ind)
+            else:
+                cx.contexts_3(h, reg, buf, pos, ind)
             known = 0
             if mode != 2:
                 known = buf[pos]
@@ -482,7 +305,7 @@ def build(level: Level) -> Any:
                     v = wc[sel[k]]
                     if v < 1023:
                         wc[sel[k]] = v + 1
-                    e = ((goal - squash[xo[k] + ORIG]) * (RATE + RBOOST * RDECAY // (RDECAY + v))) >> 8
+                    e = ((goal - squash[xo[k] + ORIG]) * (RATE + RBOOST * rdecay // (rdecay + v))) >> 8
                     learn(x, w, sel[k] * NI, NI, e)
                 goal22 = (bit << 22) - bit
                 for i in range(N):

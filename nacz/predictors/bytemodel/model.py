@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from . import contexts, kernel, tables
+from . import contexts, kernel, reader, slots, tables
 from .primer import primer
 from .settings import LEVELS, Level
 
@@ -31,8 +31,8 @@ def compiled(level: int) -> Any:
 
 
 @functools.cache
-def reader(level: int) -> Any:
-    return kernel.build_reader(LEVELS[level])
+def compiled_reader(level: int) -> Any:
+    return reader.build(LEVELS[level])
 
 
 def _aligned(size: int, dtype: type, fill: int = 0) -> Any:
@@ -87,10 +87,11 @@ def _trust_maps(count: int) -> npt.NDArray[np.int32]:
 class Model:
     """All state of one stream; `run` advances it."""
 
-    def __init__(self, level: int, size: int, width: int) -> None:
+    def __init__(self, level: int, size: int, width: int, kind: int = 0) -> None:
         self.level = level
         cfg = LEVELS[level]
-        head = primer(cfg.primer_size(size))
+        # Text teaches data that is no text how to mix, and little else.
+        head = primer(min(cfg.primer_size(size), cfg.primer_learned) if kind else cfg.primer_size(size))
         self.start = len(head)
         self.buf = np.zeros(len(head) + size + 8, dtype=np.uint8)
         self.buf[: len(head)] = np.frombuffer(head, dtype=np.uint8)
@@ -101,6 +102,7 @@ class Model:
         self._read(first)
         self.run(first, len(head), kernel.TRAIN, idle, np.zeros(3, dtype=np.int64))
         self._reg[contexts.WIDTH] = width
+        self._reg[contexts.KIND] = kind
 
     def _allocate(self, cfg: Level, size: int) -> Arrays:
         n = cfg.contexts
@@ -116,7 +118,7 @@ class Model:
         apm = _aligned(cfg.apm_rows * cfg.knots, np.int32).reshape(cfg.apm_rows, cfg.knots)
         apm[:] = squash[knots] << 6
         return Arrays(
-            slots=_aligned(kernel.DIRECT + cfg.table_size(size), np.uint8),
+            slots=_aligned(slots.DIRECT + cfg.table_size(size), np.uint8),
             states=np.tile(state_map, n),
             runs=runs,
             matches=matches,
@@ -131,7 +133,7 @@ class Model:
             places=np.zeros(2 * n, dtype=np.uint32),
             heads=_aligned(cfg.matches << head_bits, np.int32),
             followers=np.zeros(2 * 65536, dtype=np.int32),
-            plain=_aligned((16 << kernel.DIRECT_BITS) if cfg.direct else 1, np.int32, 1 << 30),
+            plain=_aligned((16 << slots.DIRECT_BITS) if cfg.direct else 1, np.int32, 1 << 30),
             plain_base=np.zeros(8, dtype=np.uint32),
             plain_places=np.zeros(8, dtype=np.uint32),
             apm=apm.reshape(-1),
@@ -147,8 +149,8 @@ class Model:
     def _read(self, stop: int) -> None:
         """Take in the first `stop` bytes of the primer."""
         a, cfg = self._arrays, LEVELS[self.level]
-        waiting = np.zeros(kernel.AHEAD * 2 * (cfg.contexts + cfg.direct), dtype=np.int64)
-        reader(self.level)(
+        waiting = np.zeros(reader.AHEAD * 2 * (cfg.contexts + cfg.direct), dtype=np.int64)
+        compiled_reader(self.level)(
             self.buf, 0, stop, self._reg, a.slots, a.hashes, a.base, a.base0, a.heads, a.followers, a.plain,
             a.next_state, a.reciprocal, a.match_lengths, waiting,
         )  # fmt: skip
