@@ -29,23 +29,36 @@ class Level(NamedTuple):
     set_rows: int
     sets: int
     finals: int
+    pairs: tuple[tuple[int, int], ...]  # contexts of which two histories together have a map
     limit: int
     rate: int
     rate_boost: int
+    fades: int  # after so many uses of a set the boost is half, where the data is no text; else after 64
     rate2: int
     weight: int
     direct: int
     table_bits: int
     apm_rows: int
+    knots: int  # of a row of an APM, a power of two
     primer: tuple[int, int, int]  # at most, at least, and so many bytes more for each 32 of input
     learned: int  # bytes of the primer, the last ones, from which more than the slots learns
 
 
+PAIRS_2 = ((1, 2), (2, 3), (3, 5), (6, 7), (6, 3), (0, 1))
+PAIRS_3 = ((2, 3), (3, 4), (4, 6), (8, 9), (8, 4), (0, 2))
 LEVELS = {
-    1: Level(6, 1, 1, (6,), 256, 1, 1, 255, 28, 0, 0, 20000, 0, 24, 81920, (1 << 16, 1 << 15, 2), 12288),
-    2: Level(11, 2, 1, (6,), 768, 3, 1, 255, 28, 60, 8, 16000, 0, 26, 131072, (1 << 17, 1 << 16, 2), 16384),
-    3: Level(23, 3, 2, (5, 12), 6016, 9, 2, 500, 24, 100, 30, 9000, 4, 29, 262144, (1 << 19, 3 << 15, 128), 32768),
-}
+    1: Level(
+        6, 1, 1, (6,), 256, 1, 1, (), 255, 28, 0, 64, 0, 20000, 0, 24, 81920, 16, (1 << 16, 1 << 15, 2), 12288
+    ),
+    2: Level(
+        11, 2, 1, (6,), 768, 3, 1, PAIRS_2, 255, 28, 60, 400, 8, 16000, 0, 26, 131072, 32, (1 << 19, 1 << 16, 32), 16384
+    ),
+    3: Level(
+        24, 3, 2, (5, 12), 6016, 9, 2, PAIRS_3, 500, 24, 100, 400, 30, 9000, 4, 29, 262144, 32,
+        (1 << 19, 3 << 15, 128), 32768,
+    ),
+}  # fmt: skip
+BINARY, TABLE = 1, 2  # kinds, added: no text, and of that a table or a picture
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
@@ -150,7 +163,8 @@ class Past:
 
     def __init__(self, width: int) -> None:
         self.data = bytearray()
-        self.width = width  # of a record, 0 for none; not used while the primer is read
+        self.width = width  # of a record, 0 for none; neither it nor the kind is used while the primer is read
+        self.kind = 0
         self.c4 = self.c8 = 0  # the last four bytes, the newest lowest, and the four before them
         self.words = [0, 0, 0, 0]  # hashes of the word that is being written and of the three before it
         self.word_length = 0
@@ -188,8 +202,8 @@ class Past:
     def byte(self, distance: int) -> int:
         return self.data[-distance] if len(self.data) >= distance else 0
 
-    def contexts(self, level: int) -> list[int]:
-        """One hash for each context that is hashed."""
+    def contexts(self, level: int, expected: list[int]) -> list[int]:
+        """One hash for each context that is hashed; `expected`: by each match."""
         c1, c4, c8 = self.c4 & 0xFF, self.c4, self.c8
         w0, w1, w2, _ = self.words
         pos, width = len(self.data), self.width
@@ -223,7 +237,24 @@ class Past:
         h += [mix(c4 & 0xFFFF00, 0xF0000), mix(c4 & 0xFFFF0000, 0x100000), mix(c4 & 0xF0F0F0FF, 0x110000)]
         h += [mix(mix(self.followers[c1], c1), 0x120000), mix(mix(second, c1), 0x130000)]
         h += [mix(self.classes, 0x140000 + c1), mix(mix(self.tag, w0), 0x150000 + c1)]
-        return [*h, mix(mix(w0, self.classes & 0xFFFFFF00), 0x160000)]
+        h += [mix(mix(w0, self.classes & 0xFFFFFF00), 0x160000)]
+        h += [mix(expected[0] + expected[1] * 512, 0x1A0000 + c1)]
+        if self.kind & TABLE:
+            # In place of words; contexts 0 and 1 are not in `h`.
+            left, right, before, higher, highest = (
+                self.byte(width * rows + aside) if width * rows + aside > 0 else 0
+                for rows, aside in ((1, 0), (1, -1), (1, 1), (2, 0), (3, 0))
+            )
+            place = pos % max(width, 1)
+            h[5 - 2] = mix(mix(left, higher), 0x200000 + c1)
+            h[7 - 2] = mix(mix(left, right), 0x210000 + c1)
+            h[8 - 2] = mix(mix(left, right), 0x220000 + before)
+            h[10 - 2] = mix(mix(left, right), mix(before, higher) + 0x230000 + c1)
+            h[11 - 2] = mix(mix(left, c4 & 0xFFFFFF), 0x240000)
+            h[20 - 2] = mix(place, 0x250000)
+            h[21 - 2] = mix(mix(left, higher), highest + 0x260000)
+            h[22 - 2] = mix(mix(c1, place), 0x270000)
+        return h
 
 
 class Match:
@@ -232,25 +263,27 @@ class Match:
     def __init__(self, shortest: int, bits: int) -> None:
         self.shortest, self.mask = shortest, (1 << bits) - 1
         self.heads = array("i", bytes(4 << bits))
-        self.at = self.length = self.misses = self.expected = 0
+        self.at = self.length = self.misses = self.expected = self.line = 0
         self.maps = [v for k in range(32) for _ in range(9) for v in trust(k)]
 
-    def look(self, data: bytearray) -> None:
+    def look(self, data: bytearray, only_read: bool) -> None:
         pos = len(data)
-        if pos > self.shortest:
+        slot = self.line + ((data[-1] ^ data[-1] >> 4) & 15) if pos > 0 else 0
+        if pos >= self.shortest:  # where to look next time, as far as can be known a byte before
             h = 0
-            for j in range(self.shortest):
+            for j in range(self.shortest - 1):
                 h = (h * 0x2F0B4C47 + data[pos - 1 - j] + 1) & M32
-            slot = ((h * 0x2C1B3C6D) & M32) >> 8 & self.mask
+            self.line = ((h * 0x2C1B3C6D) & M32) >> 8 & self.mask & ~15
+        if pos > self.shortest:
             place = self.heads[slot]
-            if self.length < 16 and place > 0 and place != self.at:
+            if not only_read and self.length < 16 and place > 0 and place != self.at:
                 length = 0
                 while length < 32 and place > length and data[place - 1 - length] == data[pos - 1 - length]:
                     length += 1
                 if length >= self.shortest and length > self.length:
                     self.at, self.length, self.misses = place, length, 0
             self.heads[slot] = pos
-        follows = self.at > 0 and (self.length > 0 or self.misses < 8)
+        follows = not only_read and self.at > 0 and (self.length > 0 or self.misses < 8)
         self.expected = data[self.at] + 256 if follows else 0
 
     def trusted(self) -> int:
@@ -287,41 +320,42 @@ def learn(maps: list[int] | array[int], place: int, bit: int, limit: int) -> Non
 
 
 class ByteModel:
-    def __init__(self, number: int, size: int, width: int) -> None:
+    def __init__(self, number: int, size: int, width: int, kind: int) -> None:
         self.number, self.level = number, LEVELS[number]
         v = self.level
         most, least, share = v.primer
         text = PRIMER.read_bytes()
         assert hashlib.sha256(text).hexdigest() == PRIMER_SHA256
-        primer = text[-min(most, least + (size * share >> 5)) :]
+        primer = text[-min(most, least + (size * share >> 5), v.learned if kind else most) :]
         whole, n = len(primer) + size, v.contexts
         self.past = Past(0)
         self.slots = bytearray(DIRECT + (1 << min(v.table_bits, max(16, (whole * n * 6).bit_length()))))
         self.lines = (len(self.slots) - DIRECT) >> 6
-        self.states = [p << 9 for p in FIRST_GUESS] * n
+        self.states = [p << 9 for p in FIRST_GUESS] * (n + 256 * len(v.pairs))
         self.runs = [value for k in range(16) for value in trust(k)] * (n + 1)
         self.matches = [Match(length, min(22, max(10, whole.bit_length()))) for length in v.match_lengths]
         self.plain = array("i", [1 << 30]) * ((16 << 18) if v.direct else 1)
         first_match = n * v.inputs + 2 * v.direct
-        used = first_match + 2 * len(self.matches) + 1
+        used = first_match + 2 * len(self.matches) + 1 + len(v.pairs)
         self.weights = np.zeros((v.set_rows, used), np.int64)
         self.weights[:, 0 : n * v.inputs : v.inputs] = v.weight
-        self.weights[:, n * v.inputs : used - 1 : 2] = v.weight
+        self.weights[:, n * v.inputs : first_match + 2 * len(self.matches) : 2] = v.weight
         self.uses = [0] * v.set_rows
         self.weights2 = [65536 // v.sets] * (256 * v.sets * v.finals)
-        self.apm = array("i", [SQUASH[min(knot << 8, 6143)] << 6 for knot in range(32)]) * v.apm_rows
+        knots = [SQUASH[min(knot * (8192 // v.knots), 6143)] << 6 for knot in range(v.knots)]
+        self.apm = array("i", knots) * v.apm_rows
         for i, c in enumerate(primer):
             self.code(None, c, only_read=i < len(primer) - v.learned)
-        self.past.width = width
+        self.past.width, self.past.kind = width, kind
 
     def code(self, decoder: BitDecoder | None, known: int = 0, only_read: bool = False) -> int:
         """Decode one byte, or learn from a known one; `only_read`: in slots and plain maps only."""
         v, past, t = self.level, self.past, self.slots
         c1 = past.c4 & 0xFF
-        hashes = past.contexts(self.number)
         plain_hashes = [c1, past.c4 & 0xFFFF, past.c4 & 0xFFFFFF, mix(past.words[0], c1)][: v.direct]
         for match in self.matches:
-            match.look(past.data)
+            match.look(past.data, only_read)
+        hashes = past.contexts(self.number, [match.expected for match in self.matches])
         c0 = node = 1
         base: list[int] = []
         plain_base: list[int] = []
@@ -406,7 +440,11 @@ class ByteModel:
             else:
                 x += [0, 0]
             match_places.append(place)
-        inputs = np.array([*x, 256])
+        pair_places = [
+            v.contexts * 256 + (i << 16) + (state_places[a] % 256 << 8) + state_places[b] % 256
+            for i, (a, b) in enumerate(v.pairs)
+        ]
+        inputs = np.array([*x, 256, *(STRETCH[self.states[place] >> 19] for place in pair_places)])
         # the sets of weights that answer, and what they say
         chosen = [c0]
         if self.number == 2:
@@ -430,9 +468,10 @@ class ByteModel:
         rows_of_apm = [c0 | c1 << 8, 65536 + (mix(c4 & 0xFFFFFF, c0) & mask)]
         if self.number == 3:
             rows_of_apm += [131072 + (mix(c4 & 0xFFFF, c0) & mask), 196608 + (mix(past.words[0] + c1, c0) & mask)]
-        knot, part = divmod(logit + LOGIT_MAX + 1, 256)
-        places = [32 * row + knot for row in rows_of_apm]
-        refined = [(self.apm[at] * (256 - part) + self.apm[at + 1] * part) >> 14 for at in places]
+        step = 8192 // v.knots
+        knot, part = divmod(logit + LOGIT_MAX + 1, step)
+        places = [v.knots * row + knot for row in rows_of_apm]
+        refined = [(self.apm[at] * (step - part) + self.apm[at + 1] * part) // (step << 6) for at in places]
         p = SQUASH[logit + LOGIT_MAX + 1] + refined[0] + 2 * sum(refined[1:])
         p = (p + 4) >> 3 if self.number == 3 else (p + 2) >> 2
         if decoder is not None:
@@ -446,7 +485,8 @@ class ByteModel:
                     self.weights2[row + k] += (answer * error + 8192) >> 14
         errors = []
         for answer, row in zip(answers, chosen, strict=True):
-            rate = v.rate + v.rate_boost * 64 // (64 + self.uses[row])
+            fades = v.fades if past.kind & BINARY else 64
+            rate = v.rate + v.rate_boost * fades // (fades + self.uses[row])
             self.uses[row] = min(self.uses[row] + 1, 1023)
             errors.append((goal - SQUASH[answer + LOGIT_MAX + 1]) * rate >> 8)
         self.weights[chosen] = weights + ((inputs * np.array(errors)[:, None] + 8192) >> 14)
@@ -455,13 +495,15 @@ class ByteModel:
             t[b + 1 + node] = NEXT[t[b + 1 + node]][bit]
             if run_places:
                 learn(self.runs, run_places[i], bit, v.limit)
+        for place in pair_places:
+            learn(self.states, place, bit, v.limit)
         for b in plain_base:
             learn(self.plain, b + node, bit, 255)
         for match, place in zip(self.matches, match_places, strict=True):
             if place >= 0:
                 learn(match.maps, place, bit, 255)
         for at in places:
-            at += part >> 7
+            at += part // (step // 2)
             self.apm[at] += ((bit << 22) - bit - self.apm[at]) >> 6
         return bit
 
@@ -489,8 +531,28 @@ class BitDecoder:
         return bit
 
 
+def decode_letters(payload: bytes, plain_size: int) -> bytes:
+    """Runs of letters that occur, how many less one, first and last of each; then each letter's number in bits."""
+    runs = payload[0] + 1
+    ends = payload[1 : 1 + 2 * runs]
+    letters = sorted({c for i in range(0, 2 * runs, 2) for c in range(ends[i], ends[i + 1] + 1)})
+    decoder, plain = BitDecoder(payload[1 + 2 * runs :]), bytearray()
+    for _ in range(plain_size):
+        low, half = 0, 1 << (len(letters) - 1).bit_length() >> 1
+        while half > 0:
+            ones = min(len(letters) - low - half, half)  # letters that a bit of 1 leaves; a bit of 0 leaves `half`
+            if ones > 0:
+                low += half * decoder.bit(65536 * ones // (ones + half))
+            half >>= 1
+        plain.append(letters[low])
+    return bytes(plain)
+
+
 def decode_byte_model(number: int, payload: bytes, plain_size: int) -> bytes:
-    """The plain bytes of a payload of level `number`: two bytes of record width, then coded bits."""
-    model = ByteModel(number, plain_size, int.from_bytes(payload[:2], "little"))
+    """The plain bytes of a payload of level `number`: two bytes of record width and kind, then coded bits."""
+    form = int.from_bytes(payload[:2], "little")
+    if form == 0xFFFF:
+        return decode_letters(payload[2:], plain_size)
+    model = ByteModel(number, plain_size, form & 0x3FFF, form >> 14)
     decoder = BitDecoder(payload[2:])
     return bytes(model.code(decoder) for _ in range(plain_size))

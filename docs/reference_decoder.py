@@ -174,7 +174,7 @@ class Segment:
         elif self.predictor == 1:
             from reference_byte_model import LEVELS, decode_byte_model
 
-            right = self.which == 0 and len(self.params) == 2 and self.params[0] == 2 and self.params[1] in LEVELS
+            right = self.which == 0 and len(self.params) == 2 and self.params[0] == 3 and self.params[1] in LEVELS
             check(right, "parameters of the byte model that no version writes")
             plain = decode_byte_model(self.params[1], payload, self.plain_size)
         elif self.predictor == 2:

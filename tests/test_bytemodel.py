@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from nacz.coder import binary
 
 from nacz.errors import CorruptDataError, UnsupportedVersionError, UsageError
 from nacz.predictors import bytemodel
-from nacz.predictors.bytemodel import kernel, model, tables
+from nacz.predictors.bytemodel import codec, contexts, kernel, letters, model, reader, slots, tables
 from nacz.predictors.bytemodel.analysis import record_width
 from nacz.predictors.bytemodel.settings import LEVELS
 
@@ -92,35 +93,41 @@ def test_payload_bytes_are_pinned(level: int) -> None:
 
 
 @pytest.mark.parametrize("level", ALL_LEVELS)
-def test_compiled_and_interpreted_agree(level: int) -> None:
+@pytest.mark.parametrize(("width", "kind"), [(0, 0), (17, contexts.BINARY + contexts.TABLE)])
+def test_compiled_and_interpreted_agree(level: int, width: int, kind: int) -> None:
     data = _prose(60) + b"\n<a>12</a>\n" + _noise(16) + b"a" * 24 + _records(2)
-    size = len(data)
+    size, read = len(data), len(data) // 3
     state = model.Model.__new__(model.Model)
     cfg = LEVELS[level]
     # Python's own integers: whatever overflowed or wrapped when compiled would differ here.
-    arrays = [a.tolist() if a.size < 300_000 else a for a in state._allocate(cfg, size)]
-    sizes = [len(a) for a in arrays]
-    run = model.compiled(level)
-    out, coder = [0] * (16 * size + 64), binary.new_encoder().tolist()
-    wide = [np.asarray(a, dtype=np.int64) if isinstance(a, np.ndarray) else a for a in arrays]
-    buf, reg = [*data, *[0] * 8], [0] * 64
-    lists = [_Ints(a) for a in wide]
+    lists = [_Ints(np.asarray(a, np.int64) if a.size >= 300_000 else a.tolist()) for a in state._allocate(cfg, size)]
     with pytest.MonkeyPatch.context() as patch:
         _interpret(patch)
-        interpreted_run = kernel.build(cfg).py_func
-        interpreted_run(buf, 0, size // 3, kernel.READ, out, coder, reg, *lists)
-        interpreted_run(buf, size // 3, size, kernel.ENCODE, out, coder, reg, *lists)
+        loops = reader.build(cfg).py_func, kernel.build(cfg).py_func
+        out, coder = [0] * (16 * size + 64), binary.new_encoder().tolist()
+        _code([*data, *[0] * 8], read, size, width, kind, loops, lists, out, coder, [0] * 64, [0] * 1024)
     array = np.array(out, dtype=np.uint8)
     interpreted = array[: binary.finish(np.array(coder, dtype=np.int64), array)].tobytes()
 
-    arrays2 = state._allocate(cfg, size)
-    assert [len(a) for a in arrays2] == sizes
+    loops = model.compiled_reader(level), model.compiled(level)
     out2, coder2 = np.zeros(16 * size + 64, dtype=np.uint8), binary.new_encoder()
-    buf2 = np.array(buf, dtype=np.uint8)
-    reg2 = np.zeros(64, dtype=np.int64)
-    run(buf2, 0, size // 3, kernel.READ, out2, coder2, reg2, *arrays2)
-    run(buf2, size // 3, size, kernel.ENCODE, out2, coder2, reg2, *arrays2)
+    buf = np.frombuffer(data + bytes(8), dtype=np.uint8).copy()
+    reg, waiting = np.zeros(64, dtype=np.int64), np.zeros(1024, dtype=np.int64)
+    _code(buf, read, size, width, kind, loops, state._allocate(cfg, size), out2, coder2, reg, waiting)
     assert out2[: binary.finish(coder2, out2)].tobytes() == interpreted
+
+
+def _code(
+    buf: Any, read: int, size: int, width: int, kind: int, loops: Any, arrays: Any, out: Any, coder: Any, reg: Any,
+    waiting: Any,
+) -> None:  # fmt: skip
+    a = model.Arrays(*arrays)
+    loops[0](
+        buf, 0, read, reg, a.slots, a.hashes, a.base, a.base0, a.heads, a.followers, a.plain, a.next_state,
+        a.reciprocal, a.match_lengths, waiting,
+    )  # fmt: skip
+    reg[contexts.WIDTH], reg[contexts.KIND] = width, kind
+    loops[1](buf, read, size, kernel.ENCODE, out, coder, reg, *a)
 
 
 class _Ints:
@@ -154,9 +161,7 @@ class _View:
 
 def _interpret(patch: pytest.MonkeyPatch) -> None:
     """Replace every compiled helper by its Python source."""
-    from nacz.predictors.bytemodel import contexts
-
-    for module in (contexts, kernel):
+    for module in (contexts, slots, reader, kernel):
         for name, value in list(vars(module).items()):
             if hasattr(value, "py_func"):
                 patch.setattr(module, name, value.py_func)
@@ -181,7 +186,7 @@ def test_corrupted_payloads_give_bytes_of_the_declared_size(level: int) -> None:
         for _ in range(3):
             bad[rng.randrange(len(bad))] ^= 1 << rng.randrange(8)
         assert len(bytemodel.decompress(bytes(bad), len(data), level)) == len(data)
-    for bad in (b"", b"\xff", payload[:7], payload[: len(payload) // 2], _noise(200), b"\xff\xff" + payload[2:]):
+    for bad in (b"", b"\xff", payload[:7], payload[: len(payload) // 2], _noise(200), b"\xff\x7f" + payload[2:], b"\xff\xff" + payload[2:]):
         assert len(bytemodel.decompress(bad, 2000, level)) == 2000
 
 
@@ -190,6 +195,34 @@ def test_noise_grows_little_and_is_seen(level: int) -> None:
     data = _noise(20_000)
     assert len(bytemodel.compress(data, level)) < 20_600
     assert bytemodel.estimate_incompressible(data)
+
+
+@pytest.mark.parametrize("letters_of", [b"ACGT", b"0123456789", bytes(range(64)), b"abcdefghijklmnopqrstuvwxyz !-", b"z"])
+def test_letters_at_random_cost_their_list_alone(letters_of: bytes) -> None:
+    data = bytes(random.Random(10).choices(letters_of, k=4001))
+    payload = bytemodel.compress(data, 1)
+    bits = len(data) * float(np.log2(len(letters_of)))
+    assert len(payload) <= bits / 8 + 12
+    assert bytemodel.decompress(payload, len(data), 1) == data
+
+
+@given(st.binary(min_size=1, max_size=400))
+@settings(max_examples=50, deadline=None)
+def test_letters_come_back(data: bytes) -> None:
+    plain = np.frombuffer(data, dtype=np.uint8)
+    coded = letters.compress(plain, letters.alphabet(plain))
+    assert letters.decompress(np.frombuffer(coded, dtype=np.uint8), len(data)) == data
+
+
+def test_a_table_is_taken_for_one() -> None:
+    rng = random.Random(11)
+    rows = [bytes(rng.choices(b"\0\0\0\0\x01\x07\xff", k=50))]
+    for _ in range(200):
+        rows.append(bytes(rng.choice(b"\0\x03") if rng.random() < 0.05 else c for c in rows[-1]))
+    table = np.frombuffer(b"".join(rows), dtype=np.uint8)
+    assert codec.form_of(table, 3) == 50 | (contexts.BINARY + contexts.TABLE) << model.KIND_SHIFT
+    assert codec.form_of(table, 2) == 50 | contexts.BINARY << model.KIND_SHIFT
+    assert codec.form_of(np.frombuffer(_prose(5000), dtype=np.uint8), 3) == 0
 
 
 def test_predictable_data_is_not_taken_for_noise() -> None:
@@ -216,11 +249,11 @@ def test_coder_follows_the_protocol() -> None:
     data = _prose(3000)
     seen: list[tuple[int, int, int]] = []
     params, payload = coder.encode(data, options=options, threads=1, progress=lambda *a: seen.append(a))
-    assert params == bytes([2, 2]) and seen[-1][0] == len(data)
+    assert params == bytes([3, 2]) and seen[-1][0] == len(data)
     assert coder.decode(params, payload, len(data), threads=1, progress=None) == data
     noise = _noise(9000)
     assert coder.encode(noise, options=options, threads=1, progress=None) == (b"", noise)
-    for bad in (b"", b"\x02", b"\x02\x09", b"\x02\x01\x01"):
+    for bad in (b"", b"\x03", b"\x03\x09", b"\x03\x01\x01"):
         with pytest.raises(CorruptDataError):
             coder.decode(bad, payload, len(data), threads=1, progress=None)
     with pytest.raises(UnsupportedVersionError):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from nacz.coder import binary
 from nacz.predictors.bytemodel import kernel
-from nacz.predictors.bytemodel.analysis import record_width
+from nacz.predictors.bytemodel.codec import form_of
 from nacz.predictors.bytemodel.model import Model
 
 __all__ = ["LEVEL", "byte_model_bits"]
@@ -27,7 +27,7 @@ def byte_model_bits(data: bytes, lengths: NDArray[np.int32], level: int = LEVEL)
     if not data:
         return bits
     plain = np.frombuffer(data, np.uint8)
-    model = Model(level, plain.size, record_width(plain))
+    model = Model(level, plain.size, form_of(plain, level))
     at = model.start
     model.buf[at : at + plain.size] = plain
     state = binary.new_encoder()

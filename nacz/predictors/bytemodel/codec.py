@@ -1,4 +1,4 @@
-"""Payloads of the byte model: two bytes of record width and kind, then coded bits; or a mark and letters without memory.
+"""Payloads of the byte model: two bytes of record width and kind, then coded bits; or letters without memory.
 
 Knows the payload's layout and the segment protocol; knows no container and no checksum. A damaged payload decodes to
 other bytes of the right number: whoever stores payloads must store a checksum too.
@@ -18,7 +18,7 @@ from nacz.errors import CorruptDataError, UnsupportedVersionError, UsageError
 from . import kernel, letters
 from .analysis import looks_binary, looks_random, record_width
 from .contexts import BINARY, TABLE
-from .model import Model
+from .model import KIND_SHIFT, Model
 from .settings import LEVELS, PARAMS_VERSION
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ Progress = Callable[[int, int], None]
 _PIECE = 1 << 16
 _TRIAL = 1 << 15
 _HEAD = 2
-_WIDTH_MASK = 0x3FFF
-_KIND_SHIFT = 14
 _LETTERS = 0xFFFF
 """In place of width and kind: there is no model, only letters drawn at random."""
 
@@ -50,26 +48,22 @@ def compress(data: Buffer, level: int, progress: Progress | None = None) -> byte
         return b""
     alphabet = letters.alphabet(plain)
     at_random = _HEAD + len(letters.pack_alphabet(alphabet)) + letters.least(size, len(alphabet))
-    coded = b"" if len(alphabet) == 1 else _coded(plain, level, _form(plain, level), progress)
+    coded = b"" if len(alphabet) == 1 else _coded(plain, level, form_of(plain, level), progress)
     if coded and len(coded) <= at_random:
         return coded
     plainly = _LETTERS.to_bytes(_HEAD, "little") + letters.compress(plain, alphabet)
     return coded if 0 < len(coded) <= len(plainly) else plainly
 
 
-def _model(level: int, size: int, form: int) -> Model:
-    return Model(level, size, form & _WIDTH_MASK, form >> _KIND_SHIFT)
-
-
-def _form(plain: npt.NDArray[np.uint8], level: int) -> int:
-    """Width of a record and kind. Whether binary data is best taken for a table, a piece of it is asked."""
+def form_of(plain: npt.NDArray[np.uint8], level: int) -> int:
+    """Width of a record and kind of `plain`. Whether it is best taken for a table, a piece of it is asked."""
     if not looks_binary(plain):
         return 0
     width = record_width(plain)
-    form = width | BINARY << _KIND_SHIFT
+    form = width | BINARY << KIND_SHIFT
     if level < 3 or width == 0:
         return form
-    table = form | TABLE << _KIND_SHIFT
+    table = form | TABLE << KIND_SHIFT
     start = max(0, (len(plain) - _TRIAL) // 2)
     piece = plain[start : start + _TRIAL]
     return min(form, table, key=lambda f: len(_coded(piece, level, f, None)))
@@ -77,7 +71,7 @@ def _form(plain: npt.NDArray[np.uint8], level: int) -> int:
 
 def _coded(plain: npt.NDArray[np.uint8], level: int, form: int, progress: Progress | None) -> bytes:
     size = len(plain)
-    model = _model(level, size, form)
+    model = Model(level, size, form)
     first = model.start
     model.buf[first : first + size] = plain
     state = binary.new_encoder()
@@ -101,10 +95,13 @@ def decompress(payload: Buffer, size: int, level: int, progress: Progress | None
     coded = np.frombuffer(memoryview(payload), dtype=np.uint8)
     form = int.from_bytes(coded[:_HEAD].tobytes(), "little")
     if form == _LETTERS:
-        return letters.decompress(coded[_HEAD:], size)
+        plain = letters.decompress(coded[_HEAD:], size)
+        if progress is not None:
+            progress(size, len(coded))
+        return plain
     # A copy: the compiled loop has one signature, and the encoder writes where the decoder reads.
     coded = coded[_HEAD:].copy()
-    model = _model(level, size, form)
+    model = Model(level, size, form)
     first = model.start
     state = binary.new_decoder(coded)
     for start in range(0, size, _PIECE):

@@ -71,6 +71,10 @@ def build(level: Level) -> Any:
     # Only numbers are captured: a captured function has a new identity in every process, and Numba's cache would
     # never find the compiled loop again (2.9 s per start instead of a fraction).
     ND = level.direct
+    PAIRS = level.pairs
+    NP = len(PAIRS)
+    PBASE = N * 256
+    PLACES = N if K < 3 else 2 * N
     DLIMIT = 255
     DBASE = N * K
     MBASE = level.match_input
@@ -223,6 +227,11 @@ def build(level: Level) -> Any:
                     x[DBASE + 2 * i] = stretch[p >> 10]
                     x[DBASE + 2 * i + 1] = (p - 2097152) >> 11
                 x[MBASE + 2 * NM] = 256
+                if NP > 0:
+                    for i in range(NP):
+                        j = PBASE + (i << 16) + ((idx[PAIRS[i][0]] & 255) << 8) + (idx[PAIRS[i][1]] & 255)
+                        idx[PLACES + i] = j
+                        x[MBASE + 2 * NM + 1 + i] = stretch[sm[j] >> 19]
                 # ---- mix
                 if LEVEL == 1:
                     sel[0] = c0
@@ -318,6 +327,8 @@ def build(level: Level) -> Any:
                 for i in range(ND):
                     j = didx[i]
                     adapt(dt, j, goal22, DLIMIT, rec)
+                for i in range(NP):
+                    adapt(sm, idx[PLACES + i], goal22, LIMIT, rec)
                 for m in range(NM):
                     j = midx[m]
                     if j >= 0:

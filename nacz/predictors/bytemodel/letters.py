@@ -16,12 +16,16 @@ from nacz.coder import binary
 from nacz.coder.binary import decode_bit, encode_bit
 
 U8 = npt.NDArray[np.uint8]
-I64 = npt.NDArray[np.int64]
+
+_PIECE = 1 << 16
 
 
 def alphabet(plain: U8) -> U8:
     """The bytes that occur, in order."""
-    return np.flatnonzero(np.bincount(plain, minlength=256)).astype(np.uint8)
+    present = np.zeros(256, dtype=bool)
+    for start in range(0, len(plain), _PIECE):
+        present |= np.bincount(plain[start : start + _PIECE], minlength=256) > 0
+    return np.flatnonzero(present).astype(np.uint8)
 
 
 def pack_alphabet(letters: U8) -> bytes:
@@ -50,7 +54,7 @@ def least(size: int, letters: int) -> int:
 
 @njit(cache=True, nogil=True)
 def encode(state: Any, out: Any, numbers: Any, letters: int) -> None:
-    """Code each number below `letters`, highest bit first; a bit of which both values lead to letters by their share."""
+    """Code each number below `letters`, highest bit first, by how many letters either value of the bit would leave."""
     top = 1
     while top < letters:
         top *= 2

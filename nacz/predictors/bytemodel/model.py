@@ -18,6 +18,7 @@ from .settings import LEVELS, Level
 
 U8 = npt.NDArray[np.uint8]
 LINE = 64
+KIND_SHIFT = 14
 
 I32 = npt.NDArray[np.int32]
 U32 = npt.NDArray[np.uint32]
@@ -36,7 +37,7 @@ def compiled_reader(level: int) -> Any:
 
 
 def _aligned(size: int, dtype: type, fill: int = 0) -> Any:
-    """An array that starts on a cache line; the system's zeros where it can be, so that untouched memory costs nothing."""
+    """An array that starts on a cache line: the system's own zeros, which cost nothing until they are touched."""
     room = np.zeros(size * np.dtype(dtype).itemsize + LINE, dtype=np.uint8)
     skip = -room.ctypes.data % LINE
     array = room[skip : skip + size * np.dtype(dtype).itemsize].view(dtype)
@@ -87,7 +88,9 @@ def _trust_maps(count: int) -> npt.NDArray[np.int32]:
 class Model:
     """All state of one stream; `run` advances it."""
 
-    def __init__(self, level: int, size: int, width: int, kind: int = 0) -> None:
+    def __init__(self, level: int, size: int, form: int) -> None:
+        """`form`: the width of a record, and above its 14 bits the kind of data."""
+        kind = form >> KIND_SHIFT
         self.level = level
         cfg = LEVELS[level]
         # Text teaches data that is no text how to mix, and little else.
@@ -101,7 +104,7 @@ class Model:
         first = max(0, len(head) - cfg.primer_learned)
         self._read(first)
         self.run(first, len(head), kernel.TRAIN, idle, np.zeros(3, dtype=np.int64))
-        self._reg[contexts.WIDTH] = width
+        self._reg[contexts.WIDTH] = form & (1 << KIND_SHIFT) - 1
         self._reg[contexts.KIND] = kind
 
     def _allocate(self, cfg: Level, size: int) -> Arrays:
@@ -119,7 +122,7 @@ class Model:
         apm[:] = squash[knots] << 6
         return Arrays(
             slots=_aligned(slots.DIRECT + cfg.table_size(size), np.uint8),
-            states=np.tile(state_map, n),
+            states=np.tile(state_map, n + 256 * len(cfg.pairs)),
             runs=runs,
             matches=matches,
             weights=weights.reshape(-1),
@@ -130,7 +133,7 @@ class Model:
             slot_hashes=np.zeros(n, dtype=np.uint32),
             base=np.zeros(n, dtype=np.uint32),
             base0=np.zeros(n, dtype=np.uint32),
-            places=np.zeros(2 * n, dtype=np.uint32),
+            places=np.zeros(2 * n + len(cfg.pairs), dtype=np.uint32),
             heads=_aligned(cfg.matches << head_bits, np.int32),
             followers=np.zeros(2 * 65536, dtype=np.int32),
             plain=_aligned((16 << slots.DIRECT_BITS) if cfg.direct else 1, np.int32, 1 << 30),

@@ -24,6 +24,7 @@ class Level:
     set_rows: int  # weight sets in all
     finals: int  # mixers that weigh the sets' answers
     runs: bool
+    pairs: tuple[tuple[int, int], ...]  # contexts of which two histories together have a map
     limit: int  # observations after which an adaptive map stops slowing down, at most 511
     rate: int  # first layer
     rate_boost: int  # added to the rate of a new weight set, fading with its use
@@ -51,7 +52,7 @@ class Level:
 
     @property
     def mixer_width(self) -> int:
-        used = self.match_input + 2 * self.matches + 1
+        used = self.match_input + 2 * self.matches + 1 + len(self.pairs)
         return (used + 15) // 16 * 16
 
     def primer_size(self, size: int) -> int:
@@ -66,18 +67,20 @@ class Level:
 LEVELS = {
     1: Level(
         number=1, contexts=6, inputs=1, first_hashed=1, match_lengths=(6,), sets=1, set_rows=256, finals=1, runs=False,
-        limit=255, rate=28, rate_boost=0, rate_decay=64, rate_decay_binary=int(__import__('os').environ.get('RDB',400)), rate2=0, weight=20000, direct=0, table_bits=24,
-        apm_rows=65536 + 16384, knots=16, primer_max=1 << 16, primer_base=1 << 15, primer_share=2, primer_learned=3 << 12,
+        pairs=(), limit=255, rate=28, rate_boost=0, rate_decay=64, rate_decay_binary=64, rate2=0, weight=20000,
+        direct=0, table_bits=24, apm_rows=65536 + 16384, knots=16, primer_max=1 << 16, primer_base=1 << 15,
+        primer_share=2, primer_learned=3 << 12,
     ),
     2: Level(
         number=2, contexts=11, inputs=2, first_hashed=1, match_lengths=(6,), sets=3, set_rows=768, finals=1,
-        runs=False, limit=255, rate=28, rate_boost=60, rate_decay=64, rate_decay_binary=int(__import__('os').environ.get('RDB',400)), rate2=8, weight=16000, direct=0, table_bits=26,
-        apm_rows=65536 + 65536, knots=32, primer_max=1 << 17, primer_base=1 << 16, primer_share=2, primer_learned=1 << 14,
+        runs=False, pairs=((1, 2), (2, 3), (3, 5), (6, 7), (6, 3), (0, 1)), limit=255, rate=28, rate_boost=60,
+        rate_decay=64, rate_decay_binary=400, rate2=8, weight=16000, direct=0, table_bits=26, apm_rows=65536 + 65536,
+        knots=32, primer_max=1 << 19, primer_base=1 << 16, primer_share=32, primer_learned=1 << 14,
     ),
     3: Level(
-        number=3, contexts=24, inputs=3, first_hashed=2, match_lengths=(5, 12), sets=9,
-        set_rows=6016, finals=2, runs=True, limit=500, rate=24, rate_boost=100, rate_decay=64, rate_decay_binary=int(__import__('os').environ.get('RDB',400)), rate2=30, weight=9000,
-        direct=4, table_bits=29, apm_rows=4 * 65536, knots=32, primer_max=1 << 19,
-        primer_base=3 << 15, primer_share=128, primer_learned=1 << 15,
+        number=3, contexts=24, inputs=3, first_hashed=2, match_lengths=(5, 12), sets=9, set_rows=6016, finals=2,
+        runs=True, pairs=((2, 3), (3, 4), (4, 6), (8, 9), (8, 4), (0, 2)), limit=500, rate=24, rate_boost=100,
+        rate_decay=64, rate_decay_binary=400, rate2=30, weight=9000, direct=4, table_bits=29, apm_rows=4 * 65536,
+        knots=32, primer_max=1 << 19, primer_base=3 << 15, primer_share=128, primer_learned=1 << 15,
     ),
 }  # fmt: skip
