@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 from nacz.coder.cdf import TOTAL, TOTAL_BITS
-from numba import njit
+from nacz.kernels.compile import compiled
 
 __all__ = [
     "POSITION",
@@ -57,7 +57,7 @@ def max_encoded_size(n_symbols: int) -> int:
     return _MAX_BYTES_PER_SYMBOL * n_symbols + 1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _carry(out: U8Array, size: np.int64) -> None:
     """Add one to the number whose big-endian digits are `out[:size]`."""
     at = size - 1
@@ -67,7 +67,7 @@ def _carry(out: U8Array, size: np.int64) -> None:
     out[at] += 1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def encoder_init() -> U64Array:
     """Return the state of an encoder that has written nothing: `uint64[3]`, low, range, bytes written."""
     state = np.empty(3, np.uint64)
@@ -77,7 +77,7 @@ def encoder_init() -> U64Array:
     return state
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def encode_step(state: U64Array, out: U8Array, cum: int, freq: int) -> None:
     """Narrow the range to `[cum, cum + freq)` and write the bytes that are settled to `out`.
 
@@ -101,7 +101,7 @@ def encode_step(state: U64Array, out: U8Array, cum: int, freq: int) -> None:
     state[_SIZE] = np.uint64(size)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def encoder_finish(state: U64Array, out: U8Array) -> np.int64:
     """Write the end to `out` (one free byte) and return the size of the whole stream in bytes."""
     low = state[_LOW]
@@ -120,7 +120,7 @@ def encoder_finish(state: U64Array, out: U8Array) -> np.int64:
     return size
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _first_bad_interval(cum: U32Array, freq: U32Array) -> int:
     for i in range(cum.size):
         if freq[i] == 0 or np.uint64(cum[i]) + np.uint64(freq[i]) > np.uint64(TOTAL):
@@ -128,7 +128,7 @@ def _first_bad_interval(cum: U32Array, freq: U32Array) -> int:
     return -1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _encode_batch(state: U64Array, out: U8Array, cum: U32Array, freq: U32Array) -> None:
     for i in range(cum.size):
         encode_step(state, out, cum[i], freq[i])
@@ -187,7 +187,7 @@ def encode_intervals(cum: npt.ArrayLike, freq: npt.ArrayLike) -> bytes:
     return encoder.finish()
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def decoder_init(buf: U8Array) -> U64Array:
     """Return the state of a decoder at the start of `buf`: `uint64[4]`.
 
@@ -207,7 +207,7 @@ def decoder_init(buf: U8Array) -> U64Array:
     return state
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def decode_target(state: U64Array, buf: U8Array) -> np.uint32:
     """Return the number in [0, 2^24) that the next interval holds, in any stream, damaged ones included.
 
@@ -220,7 +220,7 @@ def decode_target(state: U64Array, buf: U8Array) -> np.uint32:
     return np.uint32(target)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def decode_advance(state: U64Array, buf: U8Array, cum: int, freq: int) -> None:
     """Take the interval `[cum, cum + freq)`, which must hold the target just returned."""
     width = state[_RANGE] >> _TOTAL_BITS
@@ -238,7 +238,7 @@ def decode_advance(state: U64Array, buf: U8Array, cum: int, freq: int) -> None:
     state[POSITION] = np.uint64(position)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def decoder_consistent(state: U64Array, buf: U8Array) -> bool:
     """Tell, after the last interval, whether `buf` is exactly what an encoder writes for these intervals."""
     if state[_OUTSIDE] != _ZERO:

@@ -84,9 +84,12 @@ def test_they_decode(model: Path, version: str, name: str) -> None:
     assert b"".join(reader.read_range(third, 2 * third)) == plain[third : 2 * third]
 
 
+SLOW = ("byte-model", "byte-model-2", "byte-model-table")
+
+
 def slowly(name: str) -> object:
     """Every name with a mark on those that take the reference decoder more than a few seconds: reading the primer."""
-    return pytest.param("v0", name, marks=pytest.mark.slow) if name in ("byte-model", "byte-model-2") else ("v0", name)
+    return pytest.param("v0", name, marks=pytest.mark.slow) if name in SLOW else ("v0", name)
 
 
 @pytest.mark.parametrize(("version", "name"), [slowly(name) for _, name in PLAIN])

@@ -10,6 +10,8 @@ from typing import Any
 
 from numba import njit
 
+from nacz.kernels.compile import compiled
+
 # Registers. Hashes are 32 bits wide, kept in int64 so that no operation mixes signed and unsigned.
 C4 = 0  # last four bytes, newest lowest
 C8 = 1  # the four before them
@@ -47,7 +49,7 @@ BINARY, TABLE = 1, 2
 M32 = 0xFFFFFFFF
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(nogil=True, inline="always")
 def mix(a: int, b: int) -> int:
     """A 32-bit hash of two numbers; the multipliers stay below 2^31 so that no product leaves int64."""
     h = (a * 0x2C1B3C6D + (b & M32) * 0x297A2D39 + 0x1B56C4E9) & M32
@@ -56,7 +58,7 @@ def mix(a: int, b: int) -> int:
     return h ^ (h >> 13)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def char_class(c: int) -> int:
     """16 classes that tell text, numbers, punctuation and binary apart."""
     if 97 <= c <= 122:
@@ -90,7 +92,7 @@ def char_class(c: int) -> int:
     return 15
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def absorb(reg: Any, pos: int, c: int) -> None:
     """Bring the registers up to date after byte `c` was written at `pos`."""
     c4 = reg[C4]
@@ -132,7 +134,7 @@ def absorb(reg: Any, pos: int, c: int) -> None:
         reg[STACKP] = p
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def contexts_1(h: Any, reg: Any, buf: Any, pos: int, ind: Any) -> None:
     """Level 1: orders 1, 2, 3, 4, 6 and the word."""
     c4 = reg[C4]
@@ -143,7 +145,7 @@ def contexts_1(h: Any, reg: Any, buf: Any, pos: int, ind: Any) -> None:
     h[5] = mix(reg[WORD0], 0x70000 + (c4 & 0xFF))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def contexts_2(h: Any, reg: Any, buf: Any, pos: int, ind: Any) -> None:
     """Level 2: orders 1 to 6, word pairs, the byte above, a sparse and an indirect context."""
     c4 = reg[C4]
@@ -171,12 +173,12 @@ def contexts_2(h: Any, reg: Any, buf: Any, pos: int, ind: Any) -> None:
     h[10] = mix(mix(ind[65536 + (c4 & 0xFFFF)] & 0xFFFF, c1), 0xB0000)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(nogil=True, inline="always")
 def byte_ago(buf: Any, pos: int, distance: int) -> Any:
     return buf[pos - distance] if 0 < distance <= pos else 0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def contexts_3(h: Any, reg: Any, buf: Any, pos: int, ind: Any) -> None:
     """Level 3: everything that earned its time on the test files."""
     c4 = reg[C4]
@@ -235,7 +237,7 @@ def contexts_3(h: Any, reg: Any, buf: Any, pos: int, ind: Any) -> None:
         h[22] = mix(mix(c1, pos % max(width, 1)), 0x270000)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def absorb_indirect(reg: Any, ind: Any, c: int) -> None:
     """Remember `c` as the latest successor of the one and of the two bytes before it."""
     c4 = reg[C4]

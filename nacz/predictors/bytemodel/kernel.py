@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit
 
 from nacz.coder.binary import decode_bit, encode_bit
+from nacz.kernels.compile import compiled
 
 from . import contexts as cx
 from .arith import LANES, learn16, mac, touch
@@ -37,7 +38,7 @@ TRAIN, ENCODE, DECODE = 0, 1, 2
 ORIGIN = LOGIT_MAX + 1
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(nogil=True, inline="always")
 def dot(x: Any, w: Any, at: Any, n: int) -> Any:
     total: Any = np.int32(0)
     for i in range(n):
@@ -45,7 +46,7 @@ def dot(x: Any, w: Any, at: Any, n: int) -> Any:
     return total >> 8
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(nogil=True, inline="always")
 def learn(x: Any, w: Any, at: int, n: int, e: int) -> None:
     for i in range(0, n, LANES):
         learn16(w, at + i, x, i, np.int32(e))
@@ -86,7 +87,7 @@ def build(level: Level) -> Any:
     ORIG = ORIGIN
     LMAX = LOGIT_MAX
 
-    @njit(cache=True, nogil=True)
+    @compiled
     def run(  # type: ignore[no-untyped-def]
         buf, start, stop, mode, payload, coder, reg, t, sm, rm, mm, w, wc, w2, x, h, slot_hash, base,
         base0, idx,

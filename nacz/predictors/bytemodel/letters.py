@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from nacz.coder import binary
 from nacz.coder.binary import decode_bit, encode_bit
+from nacz.kernels.compile import compiled
 
 U8 = npt.NDArray[np.uint8]
 
@@ -52,7 +52,7 @@ def least(size: int, letters: int) -> int:
     return size * (letters.bit_length() - 1) // 8
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def encode(state: Any, out: Any, numbers: Any, letters: int) -> None:
     """Code each number below `letters`, highest bit first, by how many letters either value of the bit would leave."""
     top = 1
@@ -71,7 +71,7 @@ def encode(state: Any, out: Any, numbers: Any, letters: int) -> None:
             half >>= 1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def decode(state: Any, payload: Any, numbers: Any, letters: int) -> None:
     """Fill `numbers` with what `encode` was given."""
     top = 1

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from nacz.kernels.compile import compiled
 
 from . import contexts as cx
 from .arith import touch
@@ -42,7 +43,7 @@ def build(level: Level) -> Any:
     DMASK = (1 << DIRECT_BITS) - 1
     WAITING = 2 * (N + ND)
 
-    @njit(cache=True, nogil=True)
+    @compiled
     def read(  # type: ignore[no-untyped-def]
         buf, start, stop, reg, t, h, base, base0, heads, ind, dt, nex, rec, minlen, waiting
     ):

@@ -9,6 +9,8 @@ from typing import Any
 
 from numba import njit
 
+from nacz.kernels.compile import compiled
+
 from . import contexts as cx
 
 SLOT = 21  # two check bytes, 15 states, last byte, its run, two spare
@@ -17,7 +19,7 @@ DIRECT = (257 * 17 + 1) * ROW  # order 0 and order 1 need no check: rows of 32 b
 DIRECT_BITS = 18  # log2 of the rows of plain probabilities
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(nogil=True, inline="always")
 def find_slot(t: Any, h: Any, at: Any) -> Any:
     """The slot of hash `h` in the line at `at`: its own if there, else the least experienced one, emptied."""
     check = h & 0xFFFF
@@ -46,18 +48,18 @@ def find_slot(t: Any, h: Any, at: Any) -> Any:
     return at
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(nogil=True, inline="always")
 def row_hash(h: Any, row: Any) -> Any:
     """The hash of a context together with its first or second nibble's row."""
-    return ((h + row * 0x35A7BD3B) * 0x3D4D51CB) & cx.M32
+    return (((h + row * 0x35A7BD3B) & cx.M32) * 0x3D4D51CB) & cx.M32
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(nogil=True, inline="always")
 def line_of(v: Any, lines: Any) -> Any:
     return DIRECT + (((v >> 8) ^ (v << 3)) & (lines - 1)) * 64
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(nogil=True, inline="always")
 def adapt(maps: Any, j: Any, goal: Any, limit: int, rec: Any) -> None:
     """Move the map at `j`, a probability of 22 bits above a count of 9, towards `goal`: an average that slows down."""
     v = maps[j]
@@ -69,7 +71,7 @@ def adapt(maps: Any, j: Any, goal: Any, limit: int, rec: Any) -> None:
     maps[j] = (p << 9) | n
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(nogil=True, inline="always")
 def count_run(t: Any, at: Any, c: Any) -> None:
     """The last byte that was seen in a slot, and how many times in a row."""
     if t[at + 17] == c and t[at + 18] != 0:
@@ -80,7 +82,7 @@ def count_run(t: Any, at: Any, c: Any) -> None:
         t[at + 18] = 1
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(nogil=True, inline="always")
 def direct_hash(reg: Any, i: int) -> Any:
     """Contexts of the plain probabilities: orders 1 to 3 and the word."""
     c4 = reg[cx.C4]
@@ -93,7 +95,7 @@ def direct_hash(reg: Any, i: int) -> Any:
     return cx.mix(reg[cx.WORD0], c4 & 0xFF)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def head_line(buf: Any, pos: int, count: int, mask: int) -> int:
     """The line of the heads for the `count` bytes before `pos`; the byte at `pos` chooses inside of it."""
     h = 0
@@ -102,7 +104,7 @@ def head_line(buf: Any, pos: int, count: int, mask: int) -> int:
     return (((h * 0x2C1B3C6D) & cx.M32) >> 8) & mask & ~15
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(nogil=True, inline="always")
 def remember(t: Any, at: Any, bit: int, nex: Any) -> None:
     """One more bit for the history at `at`."""
     t[at] = nex[2 * t[at] + bit]
