@@ -39,13 +39,14 @@ _ALMOST_NOTHING = 400
 class SegmentEncoder:
     """Encodes segments of one member, with the predictors and the model that it has made ready.
 
-    The result is a function of data and options. `threads`: at least 1.
+    The result is a function of data and options. `threads`: at least 1. `coders`: those that are ready already, and
+    where those that are made are kept.
     """
 
-    def __init__(self, options: CodecOptions, threads: int) -> None:
+    def __init__(self, options: CodecOptions, threads: int, coders: dict[int, SegmentCoder] | None = None) -> None:
         self._options = options
         self._threads = threads
-        self._coders: dict[int, SegmentCoder] = {}
+        self._coders: dict[int, SegmentCoder] = {} if coders is None else coders
         self._identity: ModelIdentity | None = None
 
     @property

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 __all__ = [
-    "DECODE", "ENCODE", "FILES", "JSON", "LEVEL", "LIMITS", "MODEL", "OUTPUT", "TALK", "THREADS", "complete_file",
-    "names_or_stdin", "together",
+    "DECODE", "ENCODE", "FILES", "JSON", "LEVEL", "LIMITS", "MODEL", "OUTPUT", "TALK", "THREADS", "WORKERS",
+    "complete_file", "names_or_stdin", "together",
 ]  # fmt: skip
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -55,6 +55,16 @@ THREADS = click.option(
     envvar="NACZ_THREADS",
     metavar="N",
     help="Threads to use, 0 for all cores. Never changes the result.",
+)
+WORKERS = together(
+    THREADS,
+    click.option(
+        "--executor",
+        default="auto",
+        envvar="NACZ_EXECUTOR",
+        metavar="NAME",
+        help="Who codes segments: processes, threads, none, dask://HOST:PORT.",
+    ),
 )
 OUTPUT = together(
     click.option("-c", "--stdout", "to_stdout", is_flag=True, help="Write to stdout."),

@@ -3,7 +3,8 @@
     NaczError                       1  base class; never raised itself
     ├── UsageError                  1  wrong arguments, or an input, output or environment that cannot be used
     │   ├── OutputExistsError       1  the output is there already and may not be overwritten
-    │   └── LimitError              1  the archive needs more than the caller allows (memory, output size)
+    │   ├── LimitError              1  the archive needs more than the caller allows (memory, output size)
+    │   └── WorkerError             1  workers cannot be reached, were lost for good, or are not fit for the work
     ├── CorruptDataError            2  the archive is damaged, truncated, or not an archive
     │   └── UnsupportedVersionError 2  an archive of a format that this release does not know
     ├── InternalError               3  a broken promise inside nacz: please report it
@@ -33,6 +34,10 @@ class OutputExistsError(UsageError):
 
 class LimitError(UsageError):
     """Decoding would exceed a limit that the caller set."""
+
+
+class WorkerError(UsageError):
+    """Workers cannot be reached, were lost for good, or are not fit for the work."""
 
 
 class CorruptDataError(NaczError):

@@ -38,6 +38,7 @@ __all__ = [
     "CodecOptions",
     "ModelIdentity",
     "ModelProgress",
+    "Registered",
     "SegmentCoder",
     "SegmentProgress",
     "TrialProgress",
@@ -47,6 +48,7 @@ __all__ = [
     "name_of_model",
     "predictor_name",
     "register_predictor",
+    "registered",
     "trial_progress",
 ]
 
@@ -189,6 +191,9 @@ class StoredCoder:
         return payload
 
 
+# (id, "module:attribute" or a callable, name, names of models) of predictors that were added at run time.
+Registered = tuple[tuple[int, CoderFactory | str, str, tuple[str, ...]], ...]
+
 _NAMES = {STORED: "stored", BYTE_MODEL: "byte model", LANGUAGE_MODEL: "language model"}
 _factories: dict[int, CoderFactory | str] = {
     STORED: StoredCoder,
@@ -197,6 +202,7 @@ _factories: dict[int, CoderFactory | str] = {
 }
 
 
+_OWN = tuple(_factories.items())
 _model_names: set[str] = set()
 
 
@@ -215,6 +221,23 @@ def register_predictor(
     _factories[predictor_id] = factory
     if name:
         _NAMES[predictor_id] = name
+
+
+def registered() -> Registered:
+    """Return what was registered in this process, so that another one can do the same."""
+    own = {key: _place(factory) for key, factory in _OWN}
+    names = tuple(sorted(_model_names))
+    return tuple(
+        (key, factory, predictor_name(key), names)
+        for key, factory in _factories.items()
+        if _place(factory) != own.get(key)
+    )
+
+
+def _place(factory: CoderFactory | str) -> str:
+    if isinstance(factory, str):
+        return factory
+    return f"{getattr(factory, '__module__', '')}:{getattr(factory, '__qualname__', '')}"
 
 
 def model_is_known(name: str) -> bool:

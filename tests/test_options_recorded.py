@@ -40,8 +40,8 @@ FLAGS = {
     "files": "names", "output": "names", "to_stdout": "names", "suffix": "names", "force": "names", "keep": "names",
     "remove": "names", "file": "names", "name": "names", "span": "decoder", "max_output": "decoder",
     "memlimit": "decoder", "quiet": "talk", "verbose": "talk", "no_progress": "talk", "as_json": "talk",
-    "threads": "nothing", "verify": "nothing", "resume": "nothing", "keep_name": "recorded", "preset": "level",
-    "do_decompress": "verb", "do_compress": "verb", "do_test": "verb", "do_list": "verb",
+    "threads": "nothing", "executor": "nothing", "verify": "nothing", "resume": "nothing", "keep_name": "recorded",
+    "preset": "level", "do_decompress": "verb", "do_compress": "verb", "do_test": "verb", "do_list": "verb",
 }  # fmt: skip
 # Verbs that write no archive may have options of their own.
 ENCODERS = {"compress", "[FLAGS]"}
