@@ -257,6 +257,8 @@ def _settings(flags: dict[str, Any]) -> Settings:
         ensemble=flags.get("ensemble"),
         learn=flags.get("learn"),
         offline=flags.get("offline", False),
+        backend=flags.get("backend"),
+        ignore_fingerprint=flags.get("ignore_fingerprint", False),
     )
     suffix = flags.get("suffix", ".nacz")
     if not suffix or os.sep in suffix:
@@ -276,7 +278,7 @@ def _settings(flags: dict[str, Any]) -> Settings:
         max_output=flags.get("max_output"),
         memory_limit=flags.get("memlimit"),
         keep_name=flags.get("keep_name", False),
-        verify=flags.get("verify", False),
+        verify=flags.get("verify"),
         resume=flags.get("resume", False),
     )
 

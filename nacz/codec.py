@@ -78,7 +78,7 @@ def compress_stream(
     progress: ProgressCallback | None = None,
     total: int | None = None,
     extras: tuple[tuple[int, bytes], ...] = (),
-    verify: bool = False,
+    verify: bool | None = None,
     earlier: Earlier | None = None,
     executor: ExecutorLike = None,
 ) -> Totals:
@@ -87,8 +87,8 @@ def compress_stream(
     `threads` (0: all cores), `executor` (who codes segments: any of concurrent.futures, "processes", "threads",
     "dask://HOST:PORT", None for the calling thread) and `total` (plain bytes expected, for progress only) do not change
     the result. `extras` are extra fields of the header (see nacz.formats.metadata), `verify` decodes every segment
-    before it is written, `earlier` is what `writer` holds already (see nacz.resume). Raises UsageError, ModelError,
-    InternalError, and whatever reader, writer and progress raise.
+    before it is written (None: those that only this machine can decode), `earlier` is what `writer` holds already (see
+    nacz.resume). Raises UsageError, ModelError, InternalError, and whatever reader, writer and progress raise.
     """
     meter = Meter("compress", total, progress)
     encoder = MemberEncoder(

@@ -56,7 +56,7 @@ class Settings:
     max_output: int | None = None
     memory_limit: int | None = None
     keep_name: bool = False
-    verify: bool = False
+    verify: bool | None = None
     resume: bool = False
 
 

@@ -49,7 +49,7 @@ class MemberEncoder:
 
     The result does not depend on how the bytes are cut into calls, nor on `threads` or `executor` (see nacz.workers),
     which is None for this thread alone; with one, `close` must be called in the end. `extras`: extra fields of the
-    member header. `verify`: decode every segment before it is written.
+    member header. `verify`: decode every segment before it is written; None where only this machine can decode it.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class MemberEncoder:
         threads: int = 0,
         meter: Meter | None = None,
         extras: tuple[tuple[int, bytes], ...] = (),
-        verify: bool = False,
+        verify: bool | None = None,
         earlier: Earlier | None = None,
         executor: ExecutorLike = None,
     ) -> None:
@@ -73,7 +73,7 @@ class MemberEncoder:
         self._queue: SegmentQueue | None = None
         self._meter = Meter("compress", None, None) if meter is None else meter
         self._extras = extras
-        self._verify = verify
+        self._verify = options.is_float if verify is None else verify
         self._earlier = earlier
         self._plain_hash = xxhash.xxh3_64()
         self._cutter: Cutter | None = None

@@ -10,7 +10,8 @@
     ├── InternalError               3  a broken promise inside nacz: please report it
     └── ModelError                  4  the data is fine, the weights are not
         ├── ModelMissingError       4  weights are not on this machine and could not be fetched
-        └── ModelMismatchError      4  weights are here, but not the ones the archive was written with
+        └── ModelMismatchError      4  weights are here, but not the ones the archive was written with, or who runs them
+                                       is another
 
 Knows exit codes because the two maps must not drift apart; knows nothing of terminals.
 """
@@ -67,4 +68,4 @@ class ModelMissingError(ModelError):
 
 
 class ModelMismatchError(ModelError):
-    """The weights on this machine are not the ones that the archive names."""
+    """The weights on this machine, or the program that runs them, are not those that the archive names."""

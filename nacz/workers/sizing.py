@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+from nacz.errors import UsageError
 from nacz.formats.records import SegmentHeader
 from nacz.levels import LAST_LEVEL_WITHOUT_WEIGHTS, LEVELS
-from nacz.segment_coder import BYTE_MODEL, STORED, CodecOptions
+from nacz.segment_coder import BYTE_MODEL, FLOATS, STORED, CodecOptions
 from nacz.workers.crew import AUTOMATIC, Crew, ExecutorLike
 
 __all__ = ["crew_for_decoding", "crew_for_encoding", "free_memory"]
@@ -23,6 +24,8 @@ def crew_for_encoding(executor: ExecutorLike, threads: int, options: CodecOption
     """Return a crew for segments of `size` bytes, None where this thread is as good. Raises UsageError."""
     if executor is None or executor == "none":
         return None
+    if options.is_float:
+        return None if executor == AUTOMATIC else _crew_here(executor, threads)
     level = options.level
     if options.predictor == BYTE_MODEL:
         level = min(level, LAST_LEVEL_WITHOUT_WEIGHTS)
@@ -45,6 +48,8 @@ def crew_for_decoding(
     is_here = executor in (AUTOMATIC, "processes", "threads")
     if is_here and memory_limit is not None:
         return None
+    if first.predictor in FLOATS:
+        return None if executor == AUTOMATIC else _crew_here(executor, threads)
     is_bytes = first.predictor in (STORED, BYTE_MODEL)
     fast = LEVELS[1 if is_bytes and first.predictor == STORED else 3 if is_bytes else 4]
     if executor == AUTOMATIC and (is_sole or threads == 1 or first.plain_size < _WORTH * 1000 * fast.decompress):
@@ -54,6 +59,13 @@ def crew_for_decoding(
     from nacz.memory import decoding_memory
 
     return _crew(executor, threads, decoding_memory(first, options.model, options.offline))
+
+
+def _crew_here(executor: ExecutorLike, threads: int) -> Crew:
+    """A crew for what only this machine can decode, and only one at a time in a process."""
+    if executor != "processes":
+        raise UsageError("a floating-point backend works in processes of this machine only: --executor processes")
+    return Crew(executor, threads)
 
 
 def _crew(executor: ExecutorLike, threads: int, memory: int) -> Crew:
