@@ -58,9 +58,8 @@ def _library() -> Any:
     return llama_cpp
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
-def _silence(level: int, text: bytes, data: int) -> None:
-    pass
+_log: Any = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+_silence = _log(lambda level, text, data: None)  # kept here: the library calls it as long as it lives
 
 
 class Llama:

@@ -9,6 +9,7 @@ positions. Knows the library's calls; does not know symbols nor coding.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import logging
 import os
 import platform
@@ -69,6 +70,9 @@ class Causal:
             self.network = network.to(torch.float32).to(self.device).eval()
         except (RuntimeError, AssertionError) as error:
             raise UsageError(f"the device `{self.device}` cannot be used: {error}") from None
+        # What the library calls its keys and values was renamed.
+        names = inspect.signature(network.forward).parameters
+        self.past = "cache" if "cache" in names else "past_key_values"
         config = network.config
         size = int(getattr(config, "vocab_size", 0)) or len(tokenizer)
         capability = torch.backends.cpu.get_cpu_capability()
@@ -110,8 +114,8 @@ class _Stream:
         try:
             with torch.inference_mode():
                 ids = torch.tensor([fresh], device=self._model.device)
-                out = self._model.network(input_ids=ids, past_key_values=self._past, use_cache=True)
-                self._past = out.past_key_values
+                out = self._model.network(input_ids=ids, use_cache=True, **{self._model.past: self._past})
+                self._past = getattr(out, self._model.past)
                 return np.asarray(out.logits[0, -1].float().cpu().numpy(), np.float32)
         finally:
             torch.set_num_threads(before)
