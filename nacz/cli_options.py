@@ -63,7 +63,7 @@ WORKERS = together(
         default="auto",
         envvar="NACZ_EXECUTOR",
         metavar="NAME",
-        help="Who codes segments: processes, threads, none, dask://HOST:PORT.",
+        help="Who codes segments: processes, threads, gpus, none, dask://HOST:PORT.",
     ),
 )
 OUTPUT = together(

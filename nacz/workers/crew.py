@@ -158,12 +158,17 @@ def _opened(executor: ExecutorLike, workers: int) -> tuple[Executor, int, Execut
         if executor == "threads":
             made = Threads(workers)
             return made, workers, made
+        if executor == "gpus":
+            from nacz.workers.gpus import devices
+
+            made = Processes(len(found := devices()), [{"NACZ_DEVICE": name} for name in found])
+            return made, len(found), made
         if executor.startswith("dask://"):
             from nacz.workers.cluster import Cluster
 
             cluster = Cluster(executor.removeprefix("dask://"))
             return cluster, cluster.workers, cluster
-        raise UsageError(f"no such executor: `{executor}`; known are processes, threads, none and dask://HOST:PORT")
+        raise UsageError(f"no such executor: `{executor}`; known are processes, threads, gpus, none and dask://HOST:PORT")
     if executor is None or not callable(getattr(executor, "submit", None)):
         raise UsageError(f"not an executor: {executor!r}")
     says = getattr(executor, "_max_workers", None)

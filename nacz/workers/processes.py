@@ -10,11 +10,12 @@ Knows processes, pipes and functions that can be pickled; does not know segments
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future
 from queue import SimpleQueue
 from typing import IO, Any
@@ -35,10 +36,12 @@ class Job(Future[Any]):
 
 
 class Processes(Executor):
-    """Up to `count` processes, each started when there is work for it."""
+    """Up to `count` processes, each started when there is work for it. `environments`: variables of each, as many of
+    them as processes."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, environments: Sequence[Mapping[str, str]] = ()) -> None:
         self._count = count
+        self._environments = environments
         self._queue: SimpleQueue[tuple[Job, bytes] | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._processes: dict[threading.Thread, subprocess.Popen[bytes]] = {}
@@ -112,7 +115,9 @@ class Processes(Executor):
                 if process is None:
                     if self._closed:
                         raise ProcessLost("the executor was shut down")
-                    process = self._processes[me] = _start()
+                    number = self._threads.index(me)
+                    own = self._environments[number] if self._environments else {}
+                    process = self._processes[me] = _start(own)
             assert process.stdin is not None and process.stdout is not None
             result = _ask(process.stdin, process.stdout, job, work)
         except Exception as error:
@@ -144,10 +149,12 @@ def _ask(to: IO[bytes], back: IO[bytes], job: Job, work: bytes) -> Any:
         raise ProcessLost("a worker process has ended") from None
 
 
-def _start() -> subprocess.Popen[bytes]:
+def _start(variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
     # The modules of this process, wherever they came from, are those of the worker.
     code = f"import sys; sys.path[:] = {sys.path!r}; from nacz.workers.child import main; main()"
-    return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **variables}
+    )
 
 
 def _close(process: subprocess.Popen[bytes]) -> None:
