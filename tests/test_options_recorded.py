@@ -34,6 +34,8 @@ OPTIONS = {
     "learn": "recorded",  # as layers, rate and rows
     "segment_size": "recorded",  # as the plain sizes of segments
     "offline": "nothing",
+    "backend": "recorded",  # as the predictor; tests/test_float_model.py
+    "ignore_fingerprint": "nothing",
 }
 # Flags that are no field of CodecOptions. "decoder": they say where to find things, or what to refuse.
 FLAGS = {
