@@ -63,7 +63,7 @@ def columns(
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
+def full_precision() -> Iterator[None]:
     """float32 means float32: no TF32 and no bfloat16 inside of products, whatever the process has set."""
     backends: Any = torch.backends
     matmul, mkldnn = backends.cuda.matmul, getattr(backends.mkldnn, "matmul", None)
@@ -95,7 +95,7 @@ def _float32_sums(a: torch.Tensor, c: Columns) -> torch.Tensor:
     assert c.wide is not None
     left = a.to(torch.float32)
     sums = torch.zeros((a.shape[0], c.n), dtype=torch.int32, device=a.device)
-    with _full_precision():
+    with full_precision():
         for at in range(0, c.k, EXACT_TERMS):
             end = min(at + EXACT_TERMS, c.k)
             sums += (left[:, at:end] @ c.wide[at:end, : c.n]).to(torch.int32)

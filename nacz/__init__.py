@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         OutputExistsError,
         UnsupportedVersionError,
         UsageError,
+        WorkerError,
     )
     from nacz.file_object import NaczFile, open
     from nacz.incremental import NaczCompressor, NaczDecompressor, get_frame_info, get_frame_size
@@ -61,6 +62,7 @@ __all__ = [
     "Totals",
     "UnsupportedVersionError",
     "UsageError",
+    "WorkerError",
     "__version__",
     "archive_info",
     "compress",
@@ -95,6 +97,7 @@ _HOME = {
     "Totals": "nacz.codec",
     "UnsupportedVersionError": "nacz.errors",
     "UsageError": "nacz.errors",
+    "WorkerError": "nacz.errors",
     "archive_info": "nacz.codec",
     "compress": "nacz.codec",
     "compress_stream": "nacz.codec",

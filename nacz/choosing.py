@@ -15,7 +15,6 @@ from nacz.formats.records import MAX_SEGMENT_PLAIN, ModelIdentity, SegmentHeader
 from nacz.kinds import WINDOW, is_mostly_text
 from nacz.segment_coder import (
     BYTE_MODEL,
-    LANGUAGE_MODEL,
     STORED,
     CodecOptions,
     ModelProgress,
@@ -39,13 +38,14 @@ _ALMOST_NOTHING = 400
 class SegmentEncoder:
     """Encodes segments of one member, with the predictors and the model that it has made ready.
 
-    The result is a function of data and options. `threads`: at least 1.
+    The result is a function of data and options. `threads`: at least 1. `coders`: those that are ready already, and
+    where those that are made are kept.
     """
 
-    def __init__(self, options: CodecOptions, threads: int) -> None:
+    def __init__(self, options: CodecOptions, threads: int, coders: dict[int, SegmentCoder] | None = None) -> None:
         self._options = options
         self._threads = threads
-        self._coders: dict[int, SegmentCoder] = {}
+        self._coders: dict[int, SegmentCoder] = {} if coders is None else coders
         self._identity: ModelIdentity | None = None
 
     @property
@@ -58,7 +58,7 @@ class SegmentEncoder:
         limit = MAX_SEGMENT_PLAIN * 2 // 3
         if not 1 <= size <= limit:
             raise UsageError(f"segment size must be 1 to {limit}: {size}")
-        if self._options.predictor != LANGUAGE_MODEL:
+        if self._options.predictor == BYTE_MODEL:
             return size, None
         return size, self._coder(BYTE_MODEL).default_segment_size if asked is None else asked
 
@@ -98,15 +98,15 @@ class SegmentEncoder:
         self, data: bytes, progress: SegmentProgress | None, model_progress: ModelProgress | None
     ) -> tuple[int, bytes, bytes]:
         """Return (predictor, parameters, payload), the smallest that is worth trying for."""
-        if self._options.predictor != LANGUAGE_MODEL:
-            return self._by(self._options.predictor, data, progress)
+        if self._options.predictor == BYTE_MODEL:
+            return self._by(BYTE_MODEL, data, progress)
         if len(data) >= WINDOW and not is_mostly_text(data):
             return self._by(BYTE_MODEL, data, progress)
         quick = len(self._by(BYTE_MODEL, data, _trial(progress, len(data)), _QUICK)[2])
         if quick * _ALMOST_NOTHING <= len(data):
             return self._by(BYTE_MODEL, data, progress)
         self.identity(model_progress)
-        found = self._by(LANGUAGE_MODEL, data, progress)
+        found = self._by(self._options.predictor, data, progress)
         if quick < _BEST_OF_QUICK * len(found[2]):
             other = self._by(BYTE_MODEL, data, _trial(progress, len(data)))
             if len(other[1]) + len(other[2]) < len(found[1]) + len(found[2]):

@@ -30,6 +30,7 @@ from nacz.cli_options import (
     OUTPUT,
     TALK,
     THREADS,
+    WORKERS,
     complete_file,
     names_or_stdin,
 )  # fmt: skip
@@ -80,7 +81,7 @@ def cli() -> None:
 @LEVEL
 @MODEL
 @ENCODE
-@THREADS
+@WORKERS
 @TALK
 def compress(files: Sequence[str], **flags: Any) -> int:
     """Compress each FILE to FILE.nacz; stdin to stdout without FILE or for `-`."""
@@ -95,7 +96,7 @@ def compress(files: Sequence[str], **flags: Any) -> int:
 @MODEL
 @LIMITS
 @DECODE
-@THREADS
+@WORKERS
 @TALK
 def decompress(files: Sequence[str], **flags: Any) -> int:
     """Decompress each FILE.nacz to FILE; stdin to stdout without FILE or for `-`."""
@@ -109,7 +110,7 @@ def decompress(files: Sequence[str], **flags: Any) -> int:
 @MODEL
 @LIMITS
 @JSON
-@THREADS
+@WORKERS
 @TALK
 def test(files: Sequence[str], as_json: bool, **flags: Any) -> int:
     """Decode archives, compare all checksums, write nothing."""
@@ -171,7 +172,7 @@ def list_command(files: Sequence[str], as_json: bool, **flags: Any) -> int:
 @MODEL
 @LIMITS
 @ENCODE
-@THREADS
+@WORKERS
 @TALK
 def flag_form(
     files: Sequence[str],
@@ -256,6 +257,8 @@ def _settings(flags: dict[str, Any]) -> Settings:
         ensemble=flags.get("ensemble"),
         learn=flags.get("learn"),
         offline=flags.get("offline", False),
+        backend=flags.get("backend"),
+        ignore_fingerprint=flags.get("ignore_fingerprint", False),
     )
     suffix = flags.get("suffix", ".nacz")
     if not suffix or os.sep in suffix:
@@ -263,6 +266,7 @@ def _settings(flags: dict[str, Any]) -> Settings:
     return Settings(
         options=options,
         threads=flags.get("threads", 0),
+        executor=flags.get("executor"),
         to_stdout=flags.get("to_stdout", False),
         output=flags.get("output"),
         force=flags.get("force", False),
@@ -274,7 +278,7 @@ def _settings(flags: dict[str, Any]) -> Settings:
         max_output=flags.get("max_output"),
         memory_limit=flags.get("memlimit"),
         keep_name=flags.get("keep_name", False),
-        verify=flags.get("verify", False),
+        verify=flags.get("verify"),
         resume=flags.get("resume", False),
     )
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 __all__ = [
-    "DECODE", "ENCODE", "FILES", "JSON", "LEVEL", "LIMITS", "MODEL", "OUTPUT", "TALK", "THREADS", "complete_file",
-    "names_or_stdin", "together",
+    "DECODE", "ENCODE", "FILES", "JSON", "LEVEL", "LIMITS", "MODEL", "OUTPUT", "TALK", "THREADS", "WORKERS",
+    "complete_file", "names_or_stdin", "together",
 ]  # fmt: skip
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -56,6 +56,16 @@ THREADS = click.option(
     metavar="N",
     help="Threads to use, 0 for all cores. Never changes the result.",
 )
+WORKERS = together(
+    THREADS,
+    click.option(
+        "--executor",
+        default="auto",
+        envvar="NACZ_EXECUTOR",
+        metavar="NAME",
+        help="Who codes segments: processes, threads, gpus, none, dask://HOST:PORT.",
+    ),
+)
 OUTPUT = together(
     click.option("-c", "--stdout", "to_stdout", is_flag=True, help="Write to stdout."),
     click.option("-o", "--output", metavar="OUT", shell_complete=complete_file, help="Write to OUT, `-` for stdout."),
@@ -67,6 +77,7 @@ OUTPUT = together(
 MODEL = together(
     click.option("--model", metavar="NAME", help="Language model by name or path; `none` to do without."),
     click.option("--offline", is_flag=True, help="Never fetch weights."),
+    click.option("--ignore-fingerprint", is_flag=True, help="Try what another machine wrote in floating point."),
 )
 
 
@@ -86,7 +97,10 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Write JSON to stdou
 _NAMES = click.option("-N", "--name", "keep_name", is_flag=True, help="Keep name, time and mode; use them.")
 _RESUME = click.option("--resume", is_flag=True, help="Go on where an interrupted run stopped; same bytes in the end.")
 ENCODE = together(
-    _NAMES, _RESUME, click.option("--verify", is_flag=True, help="Decode each segment before it is written.")
+    _NAMES,
+    _RESUME,
+    click.option("--verify/--no-verify", default=None, help="Decode each segment before it is written, or not."),
+    click.option("--backend", type=click.Choice(["exact", "llama", "transformers"]), help="Who runs the model."),
 )
 DECODE = together(_NAMES, _RESUME)
 

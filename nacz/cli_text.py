@@ -21,6 +21,11 @@ EXAMPLES = {
 ENVIRONMENT = {
     "NACZ_LEVEL": "the level where none is given, 1 to 9",
     "NACZ_THREADS": "the number of threads where none is given, 0 for all cores",
+    "NACZ_EXECUTOR": "who codes segments where nothing is given",
+    "NACZ_DEVICE": "cuda:0 or another device of torch that shall run the transformer; never changes a result",
+    "NACZ_DEVICES": "the devices for `--executor gpus`, with commas, instead of all GPUs",
+    "NACZ_BACKEND_THREADS": "threads of a floating-point backend, 1 by default; another number, another fingerprint",
+    "NACZ_BACKEND_DEVICE": "device of a floating-point backend, cpu by default",
     "NACZ_MODEL_DIR": "the folder for weights, instead of nacz/models in the user's cache folder",
     "NACZ_CACHE_DIR": "the folder for compiled code, instead of nacz in the user's cache folder",
     "NACZ_OFFLINE": "1: never fetch weights or corpora",

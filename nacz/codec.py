@@ -1,12 +1,13 @@
 """Bytes to an archive, and back: whole streams and whole buffers.
 
-Holds one segment and its neighbour in memory, never the file. Knows members and their checksums; does not know how
-segments are coded (nacz.segments), where streams come from, nor the terminal.
+Holds one segment and its neighbour in memory, or as many as workers are busy with, never the file. Knows members and
+their checksums; does not know how segments are coded (nacz.segments), where streams come from, nor the terminal.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,9 @@ from nacz.formats.writer import Writer
 from nacz.progress import ProgressCallback
 from nacz.resume import PartialPlain
 from nacz.segment_coder import CodecOptions
-from nacz.segments import Meter, SegmentDecoder
+from nacz.segments import Meter, SegmentDecoder, count_threads
+from nacz.workers.crew import ExecutorLike
+from nacz.workers.decoding import Decoded, LateCrew, Payload, Record, decoded
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -75,15 +78,17 @@ def compress_stream(
     progress: ProgressCallback | None = None,
     total: int | None = None,
     extras: tuple[tuple[int, bytes], ...] = (),
-    verify: bool = False,
+    verify: bool | None = None,
     earlier: Earlier | None = None,
+    executor: ExecutorLike = None,
 ) -> Totals:
     """Read plain bytes to the end of `reader` and write one member to `writer`.
 
-    `threads` (0: all cores) and `total` (plain bytes expected, for progress only) do not change the result. `extras`
-    are extra fields of the header (see nacz.formats.metadata), `verify` decodes every segment before it is written,
-    `earlier` is what `writer` holds already (see nacz.resume). Raises UsageError, ModelError, InternalError, and
-    whatever reader, writer and progress raise.
+    `threads` (0: all cores), `executor` (who codes segments: any of concurrent.futures, "processes", "threads",
+    "dask://HOST:PORT", None for the calling thread) and `total` (plain bytes expected, for progress only) do not change
+    the result. `extras` are extra fields of the header (see nacz.formats.metadata), `verify` decodes every segment
+    before it is written (None: those that only this machine can decode), `earlier` is what `writer` holds already (see
+    nacz.resume). Raises UsageError, ModelError, InternalError, and whatever reader, writer and progress raise.
     """
     meter = Meter("compress", total, progress)
     encoder = MemberEncoder(
@@ -94,10 +99,14 @@ def compress_stream(
         extras=extras,
         verify=verify,
         earlier=earlier,
+        executor=executor,
     )
-    while data := reader.read(_PIECE):
-        encoder.write(data)
-    encoder.finish()
+    try:
+        while data := reader.read(_PIECE):
+            encoder.write(data)
+        encoder.finish()
+    finally:
+        encoder.close()
     return Totals(meter.done, encoder.archive_size, meter.tokens)
 
 
@@ -112,40 +121,65 @@ def decompress_stream(
     max_output: int | None = None,
     memory_limit: int | None = None,
     earlier: PartialPlain | None = None,
+    executor: ExecutorLike = None,
 ) -> Totals:
     """Read an archive of one or more members from `reader` and write the plain bytes to `writer`.
 
     A segment is written only after its checksums were compared. Of the options only `model` (where to find
-    the weights) and `offline` have a meaning here; `earlier` is what `writer` holds already. Raises CorruptDataError,
-    LimitError before more than `max_output` bytes are decoded or more than `memory_limit` bytes of memory are needed,
-    ModelError, and whatever reader, writer and progress raise.
+    the weights) and `offline` have a meaning here; `earlier` is what `writer` holds already; `threads` and `executor`
+    as for `compress_stream`. Raises CorruptDataError, LimitError before more than `max_output` bytes are decoded or
+    more than `memory_limit` bytes of memory are needed, ModelError, WorkerError, and whatever reader, writer and
+    progress raise.
     """
     archive = ArchiveReader(reader)
+    options = CodecOptions() if options is None else options
     meter = Meter("decompress", total, progress)
     decoder = SegmentDecoder(options, threads, meter, memory_limit)
+    plain_hash = xxhash.xxh3_64()
+    records = _records(archive, decoder, max_output, earlier)
+    crew = LateCrew(executor, count_threads(threads), options, memory_limit)
+    try:
+        for item in decoded(records, crew, decoder, options, memory_limit, meter):
+            if isinstance(item, MemberHeader):
+                plain_hash.reset()
+            elif isinstance(item, Decoded):
+                plain_hash.update(item.plain)
+                if item.is_new:
+                    writer.write(item.plain)
+                meter.coded = item.position
+                meter.advance(len(item.plain), item.payload_size, item.tokens, item.ahead)
+            elif item != plain_hash.intdigest():
+                raise CorruptDataError("the checksum of the whole plain data differs")
+    finally:
+        crew.close()
+    if earlier is not None:
+        earlier.end()
+    return Totals(meter.done, archive.position, meter.tokens)
+
+
+def _records(
+    archive: ArchiveReader, decoder: SegmentDecoder, max_output: int | None, earlier: PartialPlain | None
+) -> Iterator[Record]:
+    """Yield members, their segments, known ones as decoded, and the checksum of a whole member that has one."""
+    promised = 0
     while (member := archive.next_member()) is not None:
-        plain_hash = xxhash.xxh3_64()
+        yield member
         while (header := archive.next_segment()) is not None:
-            if max_output is not None and meter.done + header.plain_size > max_output:
+            promised += header.plain_size
+            if max_output is not None and promised > max_output:
                 raise LimitError(f"the plain data is larger than allowed: more than {max_output} bytes")
             decoder.check_sizes(header)
             known = earlier.take(header) if earlier is not None else None
             payload = archive.payload()
-            meter.coded = archive.position - len(payload)
-            if known is None:
+            position = archive.position - len(payload)
+            if known is not None:
+                yield Decoded(known, len(payload), position, is_new=False)
+            else:
                 # What a sole segment says of itself is proved by its payload's checksum, not before.
                 identity = member.models[header.model - 1] if header.model else None
-                plain = decoder.plain(header, payload, identity, archive.n_segments)
-                writer.write(plain)
-            else:
-                plain = known
-            plain_hash.update(plain)
-            meter.advance(len(plain), len(payload))
-        if archive.n_segments >= 2 and plain_hash.intdigest() != archive.end.plain_hash:
-            raise CorruptDataError("the checksum of the whole plain data differs")
-    if earlier is not None:
-        earlier.end()
-    return Totals(meter.done, archive.position, meter.tokens)
+                yield Payload(header, payload, identity, archive.n_segments, position, archive.is_sole)
+        if archive.n_segments >= 2:
+            yield archive.end.plain_hash
 
 
 def archive_info(reader: Reader, *, only_first: bool = False) -> tuple[MemberInfo, ...]:
@@ -176,12 +210,16 @@ def compress(
     *,
     threads: int = 0,
     progress: ProgressCallback | None = None,
+    executor: ExecutorLike = None,
 ) -> bytes:
-    """Return the archive of `data` (any buffer). `level`, 1 to 9, replaces the level of `options`."""
+    """Return the archive of `data` (any buffer). `level`, 1 to 9, replaces the level of `options`; `executor` as for
+    `compress_stream`."""
     options = CodecOptions.at(level, options)
     plain = as_bytes(data)
     out = io.BytesIO()
-    compress_stream(io.BytesIO(plain), out, options, threads=threads, progress=progress, total=len(plain))
+    compress_stream(
+        io.BytesIO(plain), out, options, threads=threads, progress=progress, total=len(plain), executor=executor
+    )
     return out.getvalue()
 
 
@@ -193,8 +231,10 @@ def decompress(
     threads: int = 0,
     memory_limit: int | None = None,
     progress: ProgressCallback | None = None,
+    executor: ExecutorLike = None,
 ) -> bytes:
-    """Return the plain bytes of an archive (any buffer), at most `max_output` of them, decoded in `memory_limit` bytes.
+    """Return the plain bytes of an archive (any buffer), at most `max_output` of them, decoded in `memory_limit` bytes;
+    `executor` as for `compress_stream`.
 
     Raises CorruptDataError, LimitError and ModelError.
     """
@@ -207,6 +247,7 @@ def decompress(
         progress=progress,
         max_output=max_output,
         memory_limit=memory_limit,
+        executor=executor,
     )
     return out.getvalue()
 

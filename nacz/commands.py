@@ -44,6 +44,7 @@ class Settings:
 
     options: CodecOptions
     threads: int = 0
+    executor: str | None = None
     to_stdout: bool = False
     output: str | None = None
     force: bool = False
@@ -55,7 +56,7 @@ class Settings:
     max_output: int | None = None
     memory_limit: int | None = None
     keep_name: bool = False
-    verify: bool = False
+    verify: bool | None = None
     resume: bool = False
 
 
@@ -124,6 +125,7 @@ def compress_file(name: str, settings: Settings) -> None:
                     writer,
                     settings.options,
                     threads=settings.threads,
+                    executor=settings.executor,
                     progress=line.update,
                     total=total,
                     extras=extras,
@@ -254,6 +256,7 @@ def _decode(
             writer,
             settings.options,
             threads=settings.threads,
+            executor=settings.executor,
             progress=line.update,
             total=total,
             max_output=settings.max_output,

@@ -62,6 +62,11 @@ class Cutter:
             if len(self._buffer) == wanted:
                 yield self._take(size), False
 
+    @property
+    def held(self) -> bytes:
+        """The bytes that were fed and belong to no segment yet."""
+        return bytes(self._buffer)
+
     def learn(self, like_binary: bool) -> None:
         """Give the next segments of text the size of what is not text, or their own: `like_binary` says whether the
         last segment was coded like that, so that its predictor shall not forget too early."""

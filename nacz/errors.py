@@ -3,13 +3,15 @@
     NaczError                       1  base class; never raised itself
     ├── UsageError                  1  wrong arguments, or an input, output or environment that cannot be used
     │   ├── OutputExistsError       1  the output is there already and may not be overwritten
-    │   └── LimitError              1  the archive needs more than the caller allows (memory, output size)
+    │   ├── LimitError              1  the archive needs more than the caller allows (memory, output size)
+    │   └── WorkerError             1  workers cannot be reached, were lost for good, or are not fit for the work
     ├── CorruptDataError            2  the archive is damaged, truncated, or not an archive
     │   └── UnsupportedVersionError 2  an archive of a format that this release does not know
     ├── InternalError               3  a broken promise inside nacz: please report it
     └── ModelError                  4  the data is fine, the weights are not
         ├── ModelMissingError       4  weights are not on this machine and could not be fetched
-        └── ModelMismatchError      4  weights are here, but not the ones the archive was written with
+        └── ModelMismatchError      4  weights are here, but not the ones the archive was written with, or who runs them
+                                       is another
 
 Knows exit codes because the two maps must not drift apart; knows nothing of terminals.
 """
@@ -33,6 +35,10 @@ class OutputExistsError(UsageError):
 
 class LimitError(UsageError):
     """Decoding would exceed a limit that the caller set."""
+
+
+class WorkerError(UsageError):
+    """Workers cannot be reached, were lost for good, or are not fit for the work."""
 
 
 class CorruptDataError(NaczError):
@@ -62,4 +68,4 @@ class ModelMissingError(ModelError):
 
 
 class ModelMismatchError(ModelError):
-    """The weights on this machine are not the ones that the archive names."""
+    """The weights on this machine, or the program that runs them, are not those that the archive names."""

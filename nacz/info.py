@@ -14,7 +14,15 @@ from nacz.errors import NaczError
 from nacz.formats.records import VERSION, MemberHeader, SegmentHeader
 from nacz.listing import as_object, read_members
 from nacz.metadata import read_metadata
-from nacz.segment_coder import DEFAULT_LEVEL, LANGUAGE_MODEL, MAX_LEVEL, MIN_LEVEL, name_of_model, predictor_name
+from nacz.segment_coder import (
+    DEFAULT_LEVEL,
+    FLOATS,
+    LANGUAGE_MODEL,
+    MAX_LEVEL,
+    MIN_LEVEL,
+    name_of_model,
+    predictor_name,
+)
 from nacz.segments import count_threads, describe_model
 from nacz.terminal import format_duration
 
@@ -137,4 +145,11 @@ def _parameters(segment: SegmentHeader) -> dict[str, object]:
             return dict(Params.from_bytes(segment.params, segment.plain_size)._asdict())
         except NaczError:
             pass  # another predictor in its place, or another release's
+    if segment.predictor in FLOATS:
+        from nacz.predictors.float_params import FloatParams
+
+        try:
+            return FloatParams.from_bytes(segment.params, segment.plain_size).described()
+        except NaczError:
+            pass
     return {"parameters": segment.params.hex()} if segment.params else {}

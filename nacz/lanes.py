@@ -18,7 +18,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import pairwise
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,6 @@ from nacz.predictors.ensemble import Ensemble, MakeEnsemble, seen_at
 from nacz.predictors.learning import Learner, Learning
 from nacz.predictors.recall import width
 from nacz.predictors.transformer import (
-    Cache,
     Group,
     Shape,
     Trace,
@@ -46,8 +45,10 @@ from nacz.predictors.transformer import (
 from nacz.row_coding import (
     HEAD_ROWS,
     distributions,
+    distributions_of_rows,
     intervals,
     logits_and_memories,
+    logits_of_rows,
     make_bench,
     make_rows,
     mixed_intervals,
@@ -81,17 +82,42 @@ def cache_bytes(shape: Shape, lanes: int) -> int:
     return lanes * int(shape.begin[-1]) * BLOCK * (2 * 64 + 12)
 
 
-class _Worker:
-    """What one thread works with: scratch space for `rows` rows."""
+class Engine(Protocol):
+    """Someone else who runs the transformer (see nacz.predictors.torch_transformer), with caches of his own."""
 
-    def __init__(self, kern: Any, shape: Shape, weights: Weights, trace: Trace, rows: int) -> None:
+    def make_cache(self, shape: Shape, lanes: int) -> Any: ...
+
+    def forward(self, cache: Any, tokens: NDArray[np.int32], position: int) -> tuple[NDArray[Any], ...]: ...
+
+
+class _Worker:
+    """What one thread works with: scratch space for `rows` rows. engine: runs the transformer, None for the compiled
+    one."""
+
+    def __init__(
+        self, kern: Any, shape: Shape, weights: Weights, trace: Trace, rows: int, engine: Engine | None = None
+    ) -> None:
+        self.engine = engine
         self.kern, self.shape, self.weights, self.trace = kern, shape, weights, trace
         self.scratch = make_scratch(shape, rows)
         self.bench = make_bench(shape, rows)
 
-    def forward(self, cache: Cache, inputs: NDArray[np.int32], position: int, row: int) -> None:
+    def make_cache(self, lanes: int) -> Any:
+        """An empty cache of whoever runs the transformer."""
+        return make_cache(self.shape, lanes) if self.engine is None else self.engine.make_cache(self.shape, lanes)
+
+    def run_engine(self, engine: Engine, cache: Any, tokens: NDArray[np.int32], position: int) -> None:
+        """Let the engine run tokens [lanes, n], and put what it made where `forward` leaves it."""
+        a, zero, step = engine.forward(cache, tokens, position)
+        self.scratch.a[: a.size], self.scratch.zero[: zero.size] = a.reshape(-1), zero
+        self.scratch.step[: step.size] = step
+
+    def forward(self, cache: Any, inputs: NDArray[np.int32], position: int, row: int) -> None:
         """Run one block of a cache's only lane; its hidden rows are then in the scratch space. row: where its rows
         begin in the trace."""
+        if self.engine is not None:
+            self.run_engine(self.engine, cache, inputs[None], position)
+            return
         groups = Group(*(np.array([v], np.int64) for v in (0, 0, inputs.size, position)))
         trace = self.trace._replace(row=np.arange(row, row + inputs.size))
         forward(self.kern, self.shape, self.weights, cache, self.scratch, inputs, groups, trace)
@@ -118,9 +144,9 @@ class _Encoding:
 
     def __init__(
         self, kern: Any, shape: Shape, weights: Weights, bos: int, tokens: NDArray[np.int32], lanes: int, rows: int,
-        ensemble: MakeEnsemble | None, learner: Learner | None,
+        ensemble: MakeEnsemble | None, learner: Learner | None, engine: Engine | None,
     ) -> None:  # fmt: skip
-        self.kern, self.shape, self.learner = kern, shape, learner
+        self.kern, self.shape, self.learner, self.engine = kern, shape, learner, engine
         self.weights = learner.weights if learner else weights
         self.trace = learner.trace if learner else make_trace(shape, shape.layers, 0)
         self.tokens, self.lanes, self.rows = tokens, lanes, rows
@@ -135,7 +161,7 @@ class _Encoding:
         self.low, self.freq = np.empty(tokens.size, np.int64), np.empty(tokens.size, np.int64)
         self.done = np.zeros(lanes, np.int64)
         self.idle: SimpleQueue[_Worker] = SimpleQueue()
-        self.caches: list[Cache | None] = [None] * lanes
+        self.caches: list[Any] = [None] * lanes
         self.steps, self.ensemble = longest, None
         if learner is not None:
             self.steps = learner.steps
@@ -154,9 +180,9 @@ class _Encoding:
         worker = (
             self.idle.get()
             if not self.idle.empty()
-            else _Worker(self.kern, self.shape, self.weights, self.trace, self.rows)
+            else _Worker(self.kern, self.shape, self.weights, self.trace, self.rows, self.engine)
         )
-        cache = self.caches[lane] or make_cache(self.shape, 1)
+        cache = self.caches[lane] or worker.make_cache(1)
         end = min((chunk + 1) * self.steps, int(self.lengths[lane]))
         for first in range(chunk * self.steps, end, self.rows):
             if stop[0]:
@@ -222,18 +248,20 @@ def encode_lanes(
     rows: int = ROWS,
     ensemble: MakeEnsemble | None = None,
     learning: Learning | None = None,
+    engine: Engine | None = None,
 ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
     """(cumulative, frequency) of every token in coding order, uint32[tokens] each, of a total of 2^24.
 
     tokens: int32[n], n >= lanes >= 1. ensemble: makes the predictors that mix in, None for the language model alone.
-    learning: how the network learns, None for weights that stay.
-    The result does not depend on `threads`, `rows` or `kern`. With two threads or more one chunk is forwarded by that
-    many workers while the calling thread codes the one before.
+    learning: how the network learns, None for weights that stay. engine: who runs the transformer if it is not
+    compiled code; none that learns.
+    The result does not depend on `threads`, `rows`, `kern` or `engine`. With two threads or more one chunk is forwarded
+    by that many workers while the calling thread codes the one before.
     """
     longest = int(lane_lengths(tokens.size, lanes)[0])
     shape = fitted(shape, longest)
     learner = learning and Learner(kern, shape, weights, learning, lanes, threads)
-    work = _Encoding(kern, shape, weights, bos, tokens, lanes, min(rows, longest), ensemble, learner)
+    work = _Encoding(kern, shape, weights, bos, tokens, lanes, min(rows, longest), ensemble, learner, engine)
     stop = [False]
     running: list[Future[None] | None] = [None] * lanes
 
@@ -284,6 +312,7 @@ def decode_lanes(
     progress: Progress | None = None,
     ensemble: MakeEnsemble | None = None,
     learning: Learning | None = None,
+    engine: Engine | None = None,
 ) -> NDArray[np.int32]:
     """The `count` tokens (int32) that a stream of `lanes` lanes holds, lane after lane. Raises CorruptDataError.
 
@@ -293,7 +322,8 @@ def decode_lanes(
     shape = fitted(shape, int(lengths[0]))
     learner = learning and Learner(kern, shape, weights, learning, lanes, threads)
     longest = int(lengths[0])
-    work = _Decoding(kern, shape, weights, bos, stream, count, lanes, max(1, min(threads, lanes)), ensemble, learner)
+    workers = max(1, min(threads, lanes)) if engine is None else 1
+    work = _Decoding(kern, shape, weights, bos, stream, count, lanes, workers, ensemble, learner, engine)
     steps = learner.steps if learner else longest
     try:
         with ThreadPoolExecutor(max(1, len(work.team) - 1)) as pool:
@@ -315,7 +345,7 @@ class _Decoding:
 
     def __init__(
         self, kern: Any, shape: Shape, weights: Weights, bos: int, stream: NDArray[np.uint8], count: int, lanes: int,
-        workers: int, ensemble: MakeEnsemble | None, learner: Learner | None,
+        workers: int, ensemble: MakeEnsemble | None, learner: Learner | None, engine: Engine | None,
     ) -> None:  # fmt: skip
         self.learner, self.due = learner, 0.0
         weights = learner.weights if learner else weights
@@ -326,8 +356,8 @@ class _Decoding:
         self.stream, self.state = stream, decoder_init(stream)
         self.out, self.current = np.zeros(count, np.int32), np.full(lanes, bos, np.int32)
         self.first = [lanes * i // workers for i in range(workers + 1)]
-        self.team = [_Worker(kern, shape, weights, trace, b - a) for a, b in pairwise(self.first)]
-        self.caches = [make_cache(shape, b - a) for a, b in pairwise(self.first)]
+        self.team = [_Worker(kern, shape, weights, trace, b - a, engine) for a, b in pairwise(self.first)]
+        self.caches = [worker.make_cache(b - a) for worker, (a, b) in zip(self.team, pairwise(self.first), strict=True)]
         self.logits = np.empty((lanes, shape.vocab), np.int32)  # without an ensemble: frequencies
         self.sums = np.empty((lanes, shape.vocab // GROUP), np.int32)
         self.ensemble: Ensemble | None = None
@@ -376,7 +406,19 @@ class _Decoding:
         lane = np.arange(last - first, dtype=np.int64)
         groups = Group(lane, lane, np.ones_like(lane), np.full_like(lane, t))
         trace = worker.trace._replace(row=(first + lane) * self.steps + t % self.steps)
-        if self.ensemble is None:
+        if worker.engine is not None:
+            worker.run_engine(worker.engine, self.caches[i], tokens[:, None], t)
+            if self.ensemble is None:
+                distributions_of_rows(
+                    worker.kern, self.shape, worker.weights, worker.scratch, lane.size, worker.bench,
+                    self.logits[first:last], self.sums[first:last],
+                )  # fmt: skip
+            else:
+                logits_of_rows(
+                    worker.kern, self.shape, worker.weights, worker.scratch, lane.size, worker.bench, self.ensemble,
+                    seen_at(t, self.lanes), self.logits[first:last], self.cosines, self.hidden, first,
+                )  # fmt: skip
+        elif self.ensemble is None:
             distributions(
                 worker.kern, self.shape, worker.weights, self.caches[i], worker.scratch, tokens, groups, trace,
                 worker.bench,

@@ -6,7 +6,7 @@ Knows what the predictors keep while they work; does not know limits. Used only 
 from __future__ import annotations
 
 from nacz.formats.records import SegmentHeader
-from nacz.segment_coder import LANGUAGE_MODEL
+from nacz.segment_coder import FLOATS, LANGUAGE_MODEL
 
 __all__ = ["decoding_memory"]
 
@@ -23,6 +23,10 @@ def decoding_memory(header: SegmentHeader, model: str | None, offline: bool) -> 
     CorruptDataError and ModelError.
     """
     needed: int = _BASE + 2 * header.plain_size + 2 * header.payload_size
+    if header.predictor in FLOATS:
+        from nacz.predictors.float_model import memory_of
+
+        return needed + memory_of(header, model, offline)
     if header.predictor != LANGUAGE_MODEL:
         return needed
     from nacz.lanes import cache_bytes, lane_lengths

@@ -117,9 +117,15 @@ def distributions(
     """Frequencies of the token after each of `tokens`, one per lane, and their sums: int32[rows, vocab] and [rows,
     vocab / 64]."""
     forward(kern, shape, w, cache, s, tokens, groups, trace)
+    distributions_of_rows(kern, shape, w, s, tokens.size, bench, freq, sums)
+
+
+@compiled
+def distributions_of_rows(kern: Any, shape: Any, w: Any, s: Any, m: int, bench: Any, freq: Any, sums: Any) -> None:
+    """The same after someone else has left m rows in s."""
     done, v = 0, shape.vocab
-    while done < tokens.size:
-        n = min(HEAD_ROWS, tokens.size - done)
+    while done < m:
+        n = min(HEAD_ROWS, m - done)
         head(kern, shape, w, s, done, n, bench.logits)
         for r in range(n):
             fix_logits(v, bench.logits, r * v, bench.fixed)
@@ -148,15 +154,23 @@ def logits_and_memories(
     is at work on others: what that remembers is not known yet, and its ring is long enough not to reach the known.
     """
     forward(kern, shape, w, cache, s, tokens, groups, trace)
-    done, v = 0, shape.vocab
-    while done < tokens.size:
-        n = min(HEAD_ROWS, tokens.size - done)
+    logits_of_rows(kern, shape, w, s, tokens.size, bench, e, known, fixed, cosines, hidden, at)
+
+
+@compiled
+def logits_of_rows(
+    kern: Any, shape: Any, w: Any, s: Any, m: int, bench: Any, e: Any, known: int, fixed: Any, cosines: Any,
+    hidden: Any, at: int,
+) -> None:  # fmt: skip
+    """The same after someone else has left m rows in s."""
+    done, v, d = 0, shape.vocab, shape.dim
+    while done < m:
+        n = min(HEAD_ROWS, m - done)
         head(kern, shape, w, s, done, n, bench.logits)
         for r in range(n):
             fix_logits(v, bench.logits, r * v, fixed[done + r])
         done += n
-    recall_rows(kern, e, known, 0, tokens.size, s, cosines)
-    m, d = tokens.size, shape.dim
+    recall_rows(kern, e, known, 0, m, s, cosines)
     for i in range(m * d):
         hidden.a[at * d + i] = s.a[i]
     for r in range(m):

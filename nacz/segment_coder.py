@@ -21,6 +21,9 @@ from nacz.weights.pinned import DIGESTS
 STORED = 0
 BYTE_MODEL = 1
 LANGUAGE_MODEL = 2
+LLAMA = 3
+TRANSFORMERS = 4
+FLOATS = (LLAMA, TRANSFORMERS)  # other programs, in floating point
 
 DEFAULT_LEVEL = COMPRESSION_LEVEL_DEFAULT = 6
 MIN_LEVEL = 1
@@ -30,14 +33,18 @@ __all__ = [
     "BYTE_MODEL",
     "COMPRESSION_LEVEL_DEFAULT",
     "DEFAULT_LEVEL",
+    "FLOATS",
     "LANGUAGE_MODEL",
+    "LLAMA",
     "LAST_LEVEL_WITHOUT_WEIGHTS",
     "MAX_LEVEL",
     "MIN_LEVEL",
     "STORED",
+    "TRANSFORMERS",
     "CodecOptions",
     "ModelIdentity",
     "ModelProgress",
+    "Registered",
     "SegmentCoder",
     "SegmentProgress",
     "TrialProgress",
@@ -47,6 +54,7 @@ __all__ = [
     "name_of_model",
     "predictor_name",
     "register_predictor",
+    "registered",
     "trial_progress",
 ]
 
@@ -75,6 +83,9 @@ class CodecOptions:
     learn         how many of the network's last layers learn while it codes, 0 for none; None for the level's choice
     segment_size  plain bytes per segment, None for the predictor's choice
     offline       never fetch weights
+    backend       who runs the model: None or "exact" for nacz itself, "llama" or "transformers" for other programs, in
+                  floating point: their archives are bound to the machine; no meaning when decompressing
+    ignore_fingerprint   decode although another release or machine wrote it with such a program
     """
 
     level: int = DEFAULT_LEVEL
@@ -85,6 +96,8 @@ class CodecOptions:
     learn: int | None = None
     segment_size: int | None = None
     offline: bool = False
+    backend: str | None = None
+    ignore_fingerprint: bool = False
 
     def __post_init__(self) -> None:
         if not MIN_LEVEL <= self.level <= MAX_LEVEL:
@@ -95,6 +108,10 @@ class CodecOptions:
                 raise UsageError(f"{name.replace('_', ' ')} must be at least 1: {value}")
         if self.learn is not None and self.learn < 0:
             raise UsageError(f"learn must be at least 0: {self.learn}")
+        if self.backend not in (None, "exact", "llama", "transformers"):
+            raise UsageError(f"no such backend: `{self.backend}`; known are exact, llama, transformers")
+        if self.is_float and self.model == "none":
+            raise UsageError(f"the backend `{self.backend}` needs a model")
 
     @classmethod
     def at(cls, level: int | None, options: CodecOptions | None) -> CodecOptions:
@@ -103,8 +120,15 @@ class CodecOptions:
         return chosen if level is None else replace(chosen, level=level)
 
     @property
+    def is_float(self) -> bool:
+        """Whether these options choose another program, in floating point, for compression."""
+        return self.backend not in (None, "exact")
+
+    @property
     def predictor(self) -> int:
         """Id of the predictor that these options choose for compression."""
+        if self.is_float:
+            return LLAMA if self.backend == "llama" else TRANSFORMERS
         if self.model == "none" or (self.model is None and self.level <= LAST_LEVEL_WITHOUT_WEIGHTS):
             return BYTE_MODEL
         return LANGUAGE_MODEL
@@ -189,14 +213,26 @@ class StoredCoder:
         return payload
 
 
-_NAMES = {STORED: "stored", BYTE_MODEL: "byte model", LANGUAGE_MODEL: "language model"}
+# (id, "module:attribute" or a callable, name, names of models) of predictors that were added at run time.
+Registered = tuple[tuple[int, CoderFactory | str, str, tuple[str, ...]], ...]
+
+_NAMES = {
+    STORED: "stored",
+    BYTE_MODEL: "byte model",
+    LANGUAGE_MODEL: "language model",
+    LLAMA: "model of llama.cpp",
+    TRANSFORMERS: "model of transformers",
+}
 _factories: dict[int, CoderFactory | str] = {
     STORED: StoredCoder,
     BYTE_MODEL: "nacz.predictors.bytemodel:ByteModelCoder",
     LANGUAGE_MODEL: "nacz.predictors.language_model:LanguageModelCoder",
+    LLAMA: "nacz.predictors.float_model:LlamaCoder",
+    TRANSFORMERS: "nacz.predictors.float_model:TransformersCoder",
 }
 
 
+_OWN = tuple(_factories.items())
 _model_names: set[str] = set()
 
 
@@ -215,6 +251,23 @@ def register_predictor(
     _factories[predictor_id] = factory
     if name:
         _NAMES[predictor_id] = name
+
+
+def registered() -> Registered:
+    """Return what was registered in this process, so that another one can do the same."""
+    own = {key: _place(factory) for key, factory in _OWN}
+    names = tuple(sorted(_model_names))
+    return tuple(
+        (key, factory, predictor_name(key), names)
+        for key, factory in _factories.items()
+        if _place(factory) != own.get(key)
+    )
+
+
+def _place(factory: CoderFactory | str) -> str:
+    if isinstance(factory, str):
+        return factory
+    return f"{getattr(factory, '__module__', '')}:{getattr(factory, '__qualname__', '')}"
 
 
 def model_is_known(name: str) -> bool:

@@ -39,6 +39,7 @@ class Meter:
         self.coded = 0
         self.tokens = 0
         self._tokens_in_segment = 0
+        self._ahead = (0, 0, 0)
 
     def inside(self) -> SegmentProgress | None:
         """Return what a coder shall call during the next segment."""
@@ -58,21 +59,31 @@ class Meter:
         self._tokens_in_segment = tokens
         self._report(self.done + done, self.coded + coded, self.tokens + tokens)
 
+    def ahead(self, done: int, coded: int, tokens: int) -> None:
+        """Report what workers have done of segments that are not finished, or finished before their turn."""
+        self._ahead = (done, coded, tokens)
+        self._report(self.done, self.coded, self.tokens)
+
     def trying(self, done: int, total: int) -> None:
         """Report a moment of a trial."""
         if self._callback is not None:
             self._callback(Progress("try", done, total, 0, 0))
 
-    def advance(self, done: int, coded: int) -> None:
-        """Count a finished segment, its coded bytes with their header."""
+    def advance(
+        self, done: int, coded: int, tokens: int | None = None, ahead: tuple[int, int, int] = (0, 0, 0)
+    ) -> None:
+        """Count a finished segment, its coded bytes with their header. `tokens`: those of the segment, None for as many
+        as were reported last; `ahead`: what workers have done of others."""
         self.done += done
         self.coded += coded
-        self.tokens += self._tokens_in_segment
+        self.tokens += self._tokens_in_segment if tokens is None else tokens
+        self._ahead = ahead
         self._tokens_in_segment = 0
         self._report(self.done, self.coded, self.tokens)
 
     def _report(self, done: int, coded: int, tokens: int) -> None:
         if self._callback is not None:
+            done, coded, tokens = (a + b for a, b in zip((done, coded, tokens), self._ahead, strict=True))
             self._callback(Progress(self._phase, done, self._total, coded, tokens))
 
 
@@ -104,7 +115,8 @@ class SegmentDecoder:
     """Decodes segments, keeping the predictors and models that it has made ready.
 
     Of the options only `model` (where to find the weights) and `offline` have a meaning here. `memory_limit`: bytes
-    that decoding one segment may take, None for no limit.
+    that decoding one segment may take, None for no limit. `coders`: those that are ready already, and where those that
+    are made are kept. `inside`: told of the moments of a segment, in place of the meter.
     """
 
     def __init__(
@@ -113,12 +125,15 @@ class SegmentDecoder:
         threads: int = 0,
         meter: Meter | None = None,
         memory_limit: int | None = None,
+        coders: dict[tuple[int, ModelIdentity | None], SegmentCoder] | None = None,
+        inside: SegmentProgress | None = None,
     ) -> None:
         self._options = CodecOptions() if options is None else options
         self._threads = count_threads(threads)
         self._meter = Meter("decompress", None, None) if meter is None else meter
         self._memory_limit = memory_limit
-        self._coders: dict[tuple[int, ModelIdentity | None], SegmentCoder] = {}
+        self._coders: dict[tuple[int, ModelIdentity | None], SegmentCoder] = {} if coders is None else coders
+        self._inside = inside
 
     def check_sizes(self, header: SegmentHeader) -> None:
         """Raise LimitError when the segment's own sizes are beyond the limit of memory; for before it is read."""
@@ -145,15 +160,21 @@ class SegmentDecoder:
         LimitError before anything is allocated for the decoding.
         """
         self._check_memory(header, identity)
-        key = (header.predictor, identity)
-        if key not in self._coders:
-            self._coders[key] = self._make(header.predictor, identity, trust)
-        plain = self._coders[key].decode(
-            header.params, payload, header.plain_size, threads=self._threads, progress=self._meter.inside()
+        coder = self.ready(header, identity, trust)
+        progress = self._meter.inside() if self._inside is None else self._inside
+        plain = coder.decode(
+            header.params, payload, header.plain_size, threads=self._threads, progress=progress
         )
         if len(plain) != header.plain_size or xxhash.xxh3_64_intdigest(plain) != header.plain_hash:
             raise CorruptDataError(f"segment {number} does not decode to its plain data (checksum differs)")
         return plain
+
+    def ready(self, header: SegmentHeader, identity: ModelIdentity | None, trust: bool = False) -> SegmentCoder:
+        """Return what decodes the segment, its model loaded. Raises as `plain` does."""
+        key = (header.predictor, identity)
+        if key not in self._coders:
+            self._coders[key] = self._make(header.predictor, identity, trust)
+        return self._coders[key]
 
     def _source_of_model(self, recorded: ModelIdentity | None) -> str | None:
         """Return the name or path of the model to load, None for the default."""

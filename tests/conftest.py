@@ -43,3 +43,13 @@ def reference() -> ModuleType:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rewrite", action="store_true", help="write down what transcripts show now")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what must be compiled for minutes, unless it is asked for by name."""
+    if "llama" in config.option.markexpr:
+        return
+    reason = "llama-cpp-python is compiled and tested by scripts/test-llama"
+    for item in items:
+        if item.get_closest_marker("llama") is not None:
+            item.add_marker(pytest.mark.skip(reason=reason))

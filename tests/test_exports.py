@@ -41,6 +41,7 @@ def test_all_is_exactly_this() -> None:
         "Totals",
         "UnsupportedVersionError",
         "UsageError",
+        "WorkerError",
         "__version__",
         "archive_info",
         "compress",

@@ -34,14 +34,16 @@ OPTIONS = {
     "learn": "recorded",  # as layers, rate and rows
     "segment_size": "recorded",  # as the plain sizes of segments
     "offline": "nothing",
+    "backend": "recorded",  # as the predictor; tests/test_float_model.py
+    "ignore_fingerprint": "nothing",
 }
 # Flags that are no field of CodecOptions. "decoder": they say where to find things, or what to refuse.
 FLAGS = {
     "files": "names", "output": "names", "to_stdout": "names", "suffix": "names", "force": "names", "keep": "names",
     "remove": "names", "file": "names", "name": "names", "span": "decoder", "max_output": "decoder",
     "memlimit": "decoder", "quiet": "talk", "verbose": "talk", "no_progress": "talk", "as_json": "talk",
-    "threads": "nothing", "verify": "nothing", "resume": "nothing", "keep_name": "recorded", "preset": "level",
-    "do_decompress": "verb", "do_compress": "verb", "do_test": "verb", "do_list": "verb",
+    "threads": "nothing", "executor": "nothing", "verify": "nothing", "resume": "nothing", "keep_name": "recorded",
+    "preset": "level", "do_decompress": "verb", "do_compress": "verb", "do_test": "verb", "do_list": "verb",
 }  # fmt: skip
 # Verbs that write no archive may have options of their own.
 ENCODERS = {"compress", "[FLAGS]"}

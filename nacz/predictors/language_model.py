@@ -6,6 +6,8 @@ segment's parameters. Knows models, tokenizers and lanes. Does not know files or
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +19,7 @@ from nacz.formats.varint import decode_varint, encode_varint
 from nacz.kernels.attention import BLOCK
 from nacz.kernels.dispatch import chosen
 from nacz.kernels.rope import POSITIONS
-from nacz.lanes import Progress, cache_bytes, decode_lanes, encode_lanes, lane_lengths
+from nacz.lanes import Engine, Progress, cache_bytes, decode_lanes, encode_lanes, lane_lengths
 from nacz.predictors.ensemble import Ensemble, MakeEnsemble, make_ensemble
 from nacz.predictors.learning import MAX_ROWS, Learning
 from nacz.predictors.members import ALL, parse_members
@@ -196,6 +198,7 @@ class LanguageModelCoder:
         intervals = encode_lanes(
             chosen()[1], shape, make_weights(model), model.vocabulary.bos_id, tokens, lanes, threads,
             _translated(progress, model, tokens.size, lanes), ensemble=mixed_in(members), learning=learning,
+            engine=_engine(model) if learning is None else None,
         )  # fmt: skip
         params = Params(window, lanes, int(tokens.size), members, learning, near)
         return params.to_bytes(), encode_intervals(*intervals)
@@ -213,7 +216,7 @@ class LanguageModelCoder:
         tokens = decode_lanes(
             chosen()[1], shape, make_weights(model), model.vocabulary.bos_id, np.frombuffer(payload, np.uint8),
             p.tokens, p.lanes, threads, _translated(progress, model, p.tokens, p.lanes), mixed_in(p.members),
-            p.learning,
+            p.learning, _engine(model) if p.learning is None else None,
         )  # fmt: skip
         return model.vocabulary.decode(tokens)
 
@@ -245,6 +248,19 @@ def _worth_learning(
 
     plainly = bits(None)
     return bits(learning) < plainly
+
+
+def _engine(model: LoadedModel) -> Engine | None:
+    """Who runs the transformer: torch on the device that NACZ_DEVICE names (cuda:0, say), None for compiled code.
+    Raises UsageError."""
+    device = os.environ.get("NACZ_DEVICE", "")
+    if not device:
+        return None
+    if importlib.util.find_spec("torch") is None:
+        raise UsageError("a device needs the extra `torch`: pip install 'nacz[torch]'")
+    from nacz.predictors.torch_transformer import engine_for
+
+    return engine_for(model, device)
 
 
 def mixed_in(members: int) -> MakeEnsemble | None:
