@@ -15,6 +15,7 @@ F = np.float32
 TINY = F(2.0**-60)
 B1, B2 = F(0.9), F(0.99)
 BLOCK = 128  # positions of a block of keys and values
+GRADIENT_BLOCKS = 16  # at most, that the gradient of attention looks at
 PIECE = 4096  # tokens of a piece of the vocabulary
 SCORE_UNIT = F(1.4426950408889634 / 8.0 * 16384.0)
 SCORE_UNDO = F(1.0 / (1.4426950408889634 * 16384.0))
@@ -307,9 +308,9 @@ class Learner:
         near_step, far_step = near_step * SCORE_UNIT, far_step * SCORE_UNIT
         d, d_step = signed_bytes(d_result)
         inner = exact_dot(d_result, out[:, mine].reshape(-1, 64)).astype(F)
-        # The blocks that the last row sees. A row before it may have seen one more, which counts for nothing here.
+        # The newest blocks that the last row sees. What else a row has seen counts for nothing here.
         last = (position + n - 1) // BLOCK
-        blocks = [0, *range(max(1, last - (slots - 2)), last + 1)]
+        blocks = [0, *range(max(1, last - (min(slots, GRADIENT_BLOCKS) - 2)), last + 1)]
         cache = {b: self.block(seen, b) for b in blocks}
         is_seen = {b: b * BLOCK + np.arange(BLOCK) <= own[:, None] for b in blocks}
         scores = {}

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nacz.kernels.attention import BLOCK, HEAD
-from nacz.kernels.attention_gradient import attention_gradient, make_attention_scratch
+from nacz.kernels.attention_gradient import attention_gradient, make_attention_scratch, scratch_floats
 from nacz.kernels.cdf import fix_logits
 from nacz.kernels.compile import compiled
 from nacz.kernels.gemm import pack, scaled_product, unpack
@@ -65,7 +65,7 @@ def learning_bytes(shape: Shape, learning: Learning, lanes: int) -> int:
     layer = (q + d + 3 * f) * d
     rows, layers = max(learning.rows, lanes), min(learning.layers, shape.layers)
     kept = 2 * layers * d + 3 * q + 6 * f + 6 * d
-    scores = 2 * 2 * int(shape.reach.max()) * BLOCK * (rows // lanes + 1) * (shape.heads // shape.kv_heads)
+    scores = 2 * scratch_floats(rows // lanes + 1, shape.heads // shape.kv_heads, int(shape.reach.max()))
     return shape.layers * layer + 13 * layers * layer + shape.vocab * d + 4 * (rows * kept + scores)
 
 
