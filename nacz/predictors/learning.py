@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nacz.kernels.attention import BLOCK, HEAD
+from nacz.kernels.attention import HEAD
 from nacz.kernels.attention_gradient import attention_gradient, make_attention_scratch, scratch_floats
 from nacz.kernels.cdf import fix_logits
 from nacz.kernels.compile import compiled
