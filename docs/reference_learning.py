@@ -15,6 +15,7 @@ F = np.float32
 TINY = F(2.0**-60)
 B1, B2 = F(0.9), F(0.99)
 BLOCK = 128  # positions of a block of keys and values
+GRADIENT_BLOCKS = 16  # at most, that the gradient of attention looks at
 PIECE = 4096  # tokens of a piece of the vocabulary
 SCORE_UNIT = F(1.4426950408889634 / 8.0 * 16384.0)
 SCORE_UNDO = F(1.0 / (1.4426950408889634 * 16384.0))
@@ -192,10 +193,39 @@ def back_from_tokens(head: Matrix, x: np.ndarray, targets: np.ndarray, eps: floa
 # -- the learner ------------------------------------------------------------------------------------------------------
 
 
-class Weight:
-    """Masters and moments of one matrix, float32 [outputs, inputs]. layer: its number in the whole model."""
+def mixed(x: np.ndarray) -> np.ndarray:
+    """Rows of [rows, n] mixed as the residual stream is mixed in the weights; twice gives them back."""
+    n = x.shape[1]
+    two, threes = n & -n, 0
+    while threes < 2 and n % 3 ** (threes + 1) == 0:
+        threes += 1
+    y, span = x.reshape(len(x), 3**threes, two, -1).copy(), 1
+    while span < two:
+        pairs = y.reshape(len(x), 3**threes, two // (2 * span), 2, span, y.shape[3])
+        a, b = pairs[:, :, :, 0].copy(), pairs[:, :, :, 1].copy()
+        pairs[:, :, :, 0], pairs[:, :, :, 1] = a + b, a - b
+        span *= 2
+    for axis in range(threes):
+        triples = y.reshape(len(x), 3**axis, 3, -1)
+        a, b, c = (triples[:, :, i].copy() for i in range(3))
+        triples[:, :, 0], triples[:, :, 1] = (a + F(2) * b) + F(2) * c, (F(2) * a + b) - F(2) * c
+        triples[:, :, 2] = (F(2) * a - F(2) * b) + c
+    return y.reshape(x.shape) * F(1.0 / (np.sqrt(np.float64(two)) * 3.0**threes))
 
-    def __init__(self, q: np.ndarray, layer: int) -> None:
+
+class Weight:
+    """Masters and moments of one matrix, float32 [outputs, inputs]. layer: its number in the whole model.
+
+    steps: of the matrix's rows where Adam steps in the basis before the mixing, else None.
+    """
+
+    def __init__(self, q: np.ndarray, layer: int, steps: np.ndarray | None = None) -> None:
+        self.steps = steps
+        if steps is not None:
+            total = np.zeros(q.shape[1])
+            for row in mixed(q.astype(F) * steps[:, None]).astype(np.float64):
+                total += row * row
+            self.unit = (0.1 * np.sqrt(total / len(q))).astype(F)
         h = np.arange(layer * q.size, (layer + 1) * q.size, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         h = (h ^ (h >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
         u = (h >> np.uint64(40)).astype(F) * F(2.0**-24)
@@ -204,9 +234,14 @@ class Weight:
 
     def step(self, g: np.ndarray, rate: np.float32) -> np.ndarray:
         """The matrix of integers after a step of Adam."""
+        g = g if self.steps is None else mixed(g)
         self.first = B1 * self.first + (F(1) - B1) * g
         self.second = B2 * self.second + (F(1) - B2) * (g * g)
-        moved = self.master - rate * (self.first / (np.sqrt(self.second) + TINY))
+        ratio = self.first / (np.sqrt(self.second) + TINY)
+        if self.steps is None:
+            moved = self.master - rate * ratio
+        else:
+            moved = self.master - mixed((rate * self.unit) * ratio) * (F(1) / self.steps)[:, None]
         self.master = np.minimum(np.maximum(moved, F(-127)), F(127))
         return rint(self.master)
 
@@ -223,9 +258,9 @@ class Learner:
         self.layers = [dict(layer) for layer in model.layers]
         first = len(self.layers) - count
         self.weights = {
-            (number, name): Weight(self.layers[number][name][0], number)
+            (number, name): Weight(q, number, steps if name in ("qkv", "gate_up") else None)
             for number in range(first, len(self.layers))
-            for name in self.layers[number]
+            for name, (q, steps) in self.layers[number].items()
         }
         self.numbers = range(first, len(self.layers))
         self.powers = 1.0, 1.0
@@ -307,9 +342,9 @@ class Learner:
         near_step, far_step = near_step * SCORE_UNIT, far_step * SCORE_UNIT
         d, d_step = signed_bytes(d_result)
         inner = exact_dot(d_result, out[:, mine].reshape(-1, 64)).astype(F)
-        # The blocks that the last row sees. A row before it may have seen one more, which counts for nothing here.
+        # The newest blocks that the last row sees. What else a row has seen counts for nothing here.
         last = (position + n - 1) // BLOCK
-        blocks = [0, *range(max(1, last - (slots - 2)), last + 1)]
+        blocks = [0, *range(max(1, last - (min(slots, GRADIENT_BLOCKS) - 2)), last + 1)]
         cache = {b: self.block(seen, b) for b in blocks}
         is_seen = {b: b * BLOCK + np.arange(BLOCK) <= own[:, None] for b in blocks}
         scores = {}

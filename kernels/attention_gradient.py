@@ -2,7 +2,8 @@
 
 Queries are those of the last `n` positions; the keys and values of these positions get gradients, older ones in the
 cache are constants (truncation as in Transformer-XL, arXiv 1901.02860, section 3.2). Probabilities are computed anew
-over what the cache still holds. Products run on the integer kernels, block by block of 128 positions in the order of
+over the pinned block and the newest ones: what lies further back changes the gradient little and costs most of the
+time. Products run on the integer kernels, block by block of 128 positions in the order of
 the positions; the rest is elementwise float32, or sums of integers.
 
 Knows one stream and one layer at a time, and the cache's layout. Does not know weights or layers.
@@ -17,13 +18,15 @@ from nacz.kernels.attention import BLOCK, BYTES, HEAD, put_query
 from nacz.kernels.compile import compiled
 from nacz.kernels.gemm import scaled_product
 from nacz.kernels.gradients import exact_dot
-from nacz.kernels.ops import iadd, imax, isub, to_float, trunc
+from nacz.kernels.ops import iadd, iand, imax, ior, isub, sar, shl, to_float, trunc
 from nacz.kernels.rows import int_exp2, quantise_rows
 from nacz.kernels.spans import signed_bytes
 
 HALF = HEAD // 2
 SCORE_BITS = 14
 TOGETHER = 16
+NEWEST = 16  # blocks that a gradient looks at, the pinned one included (docs/learning.md)
+CHUNK = 16  # positions whose scores are at hand together, so that they stay in the second-level cache
 SCORE_LIMIT = np.float32(2.0**23)
 UNIT = np.float32(1.4426950408889634 / 8.0 * 16384.0)  # of a query's step: 1/sqrt(64), binary logarithm, 14 bits
 UNDO = np.float32(1.0 / (1.4426950408889634 * 16384.0))  # leaves the 1/sqrt(64)
@@ -42,13 +45,18 @@ class AttentionScratch(NamedTuple):
     inner: Any
     p: Any
     ds: Any
+    own_p: Any
+    own_ds: Any
     bytes: Any
     zero: Any
     step: Any
     columns: Any
     small: Any
     sums: Any
-    packed: Any
+    values: Any
+    value_sums: Any
+    keys: Any
+    key_sums: Any
     turned: Any
     near: Any
     sink: Any
@@ -56,10 +64,22 @@ class AttentionScratch(NamedTuple):
     unit: Any
 
 
+def scratch_floats(n: int, group: int, slots: int) -> int:
+    """About how many float32 the scratch for such a call takes."""
+    rows = -(-n * group // 4) * 4
+    return BLOCK * (min(slots, NEWEST) * (CHUNK * group + HEAD) + 2 * _own_blocks(n) * rows + 2 * rows)
+
+
+def _own_blocks(n: int) -> int:
+    """Most blocks that n consecutive positions lie in."""
+    return (n + 2 * BLOCK - 2) // BLOCK
+
+
 def make_attention_scratch(aligned: Any, n: int, group: int, slots: int) -> AttentionScratch:
     """Work space for up to n positions of `group` heads in a window of `slots` blocks. `aligned(count, dtype)`."""
     rows = -(-n * group // 4) * 4
-    most = max(rows, BLOCK)
+    most, slots = max(rows, BLOCK), min(slots, NEWEST)
+    own = _own_blocks(n) * rows * BLOCK
     return AttentionScratch(
         q=aligned(2 * rows * HEAD, np.uint8),
         q_step=aligned(2 * rows, np.float32),
@@ -68,15 +88,20 @@ def make_attention_scratch(aligned: Any, n: int, group: int, slots: int) -> Atte
         d_zero=np.full(rows, 128, np.int32),
         d_step=aligned(rows, np.float32),
         inner=aligned(rows, np.float32),
-        p=aligned(slots * rows * BLOCK, np.float32),
-        ds=aligned(slots * rows * BLOCK, np.float32),
+        p=aligned(slots * CHUNK * group * BLOCK, np.float32),
+        ds=aligned(CHUNK * group * BLOCK, np.float32),
+        own_p=aligned(own, np.float32),
+        own_ds=aligned(own, np.float32),
         bytes=aligned(rows * BLOCK, np.uint8),
         zero=aligned(most, np.int32),
         step=aligned(most, np.float32),
         columns=aligned(rows * BLOCK, np.float32),
         small=aligned(HEAD, np.int8),
-        sums=aligned(BLOCK, np.int32),
-        packed=aligned(BYTES, np.int8),
+        sums=aligned(HEAD, np.int32),
+        values=aligned(slots * BYTES, np.int8),
+        value_sums=aligned(slots * BLOCK, np.int32),
+        keys=aligned(slots * BYTES, np.int8),
+        key_sums=aligned(slots * HEAD, np.int32),
         turned=aligned(rows * HEAD, np.int8),
         near=aligned(rows * HEAD, np.float32),
         sink=aligned(rows * HEAD, np.float32),
@@ -86,28 +111,51 @@ def make_attention_scratch(aligned: Any, n: int, group: int, slots: int) -> Atte
 
 
 @compiled
-def _values_as_columns(blocks: Any, at: int, packed: Any, sums: Any) -> None:
-    """A block of values, packed with positions as terms, to one with positions as columns; and sums per position."""
-    for j in range(BLOCK):
-        total = np.int32(0)
-        base, to = at + (j >> 2) * 256 + (j & 3), (j >> 6) * 64 * HEAD + (j & 63) * 4
-        for d in range(HEAD):
-            v = blocks[base + d * 4]
-            packed[to + (d >> 2) * 256 + (d & 3)] = v
-            total = iadd(total, np.int32(v))
-        sums[j] = total
+def _byte(word: Any, i: int) -> Any:
+    """Signed byte i of an int32, as int32."""
+    return sar(shl(word, 24 - 8 * i), 24)
 
 
 @compiled
-def _keys_as_terms(blocks: Any, at: int, packed: Any, sums: Any) -> None:
+def _four(w0: Any, w1: Any, w2: Any, w3: Any, i: int) -> Any:
+    """Bytes i of four int32 in one."""
+    low = ior(iand(sar(w0, 8 * i), 255), shl(iand(sar(w1, 8 * i), 255), 8))
+    return ior(low, ior(shl(iand(sar(w2, 8 * i), 255), 16), shl(sar(w3, 8 * i), 24)))
+
+
+@compiled
+def _values_as_columns(blocks: Any, at: int, packed: Any, to: int, sums: Any, sums_at: int) -> None:
+    """A block of values, packed with positions as terms, to one with positions as columns; and sums per position.
+
+    Both orders hold four positions of four dimensions in 16 consecutive bytes, one the transposed of the other.
+    """
+    source, out = blocks[at : at + BYTES].view(np.int32), packed[to : to + BYTES].view(np.int32)
+    some = sums[sums_at : sums_at + BLOCK]
+    some[:] = 0
+    for j in range(BLOCK // 4):
+        for d in range(HEAD // 4):
+            i, o = j * 64 + d * 4, (j >> 4) * 1024 + d * 64 + (j & 15) * 4
+            w0, w1, w2, w3 = source[i], source[i + 1], source[i + 2], source[i + 3]
+            for k in range(4):
+                out[o + k] = _four(w0, w1, w2, w3, k)
+                total = iadd(iadd(_byte(w0, k), _byte(w1, k)), iadd(_byte(w2, k), _byte(w3, k)))
+                some[4 * j + k] = iadd(some[4 * j + k], total)
+
+
+@compiled
+def _keys_as_terms(blocks: Any, at: int, packed: Any, to: int, sums: Any, sums_at: int) -> None:
     """A block of keys, packed with positions as columns, to one with positions as terms; and sums per dimension."""
-    for d in range(HEAD):
-        total = np.int32(0)
-        for j in range(BLOCK):
-            k = blocks[at + (j >> 6) * 64 * HEAD + (d >> 2) * 256 + (j & 63) * 4 + (d & 3)]
-            packed[(j >> 2) * 256 + d * 4 + (j & 3)] = k
-            total = iadd(total, np.int32(k))
-        sums[d] = total
+    source, out = blocks[at : at + BYTES].view(np.int32), packed[to : to + BYTES].view(np.int32)
+    some = sums[sums_at : sums_at + HEAD]
+    some[:] = 0
+    for j in range(BLOCK // 4):
+        for d in range(HEAD // 4):
+            i, o = (j >> 4) * 1024 + d * 64 + (j & 15) * 4, j * 64 + d * 4
+            w0, w1, w2, w3 = source[i], source[i + 1], source[i + 2], source[i + 3]
+            for k in range(4):
+                out[o + k] = _four(w0, w1, w2, w3, k)
+                total = iadd(iadd(_byte(w0, k), _byte(w1, k)), iadd(_byte(w2, k), _byte(w3, k)))
+                some[4 * d + k] = iadd(some[4 * d + k], total)
 
 
 @compiled
@@ -175,6 +223,21 @@ def _probabilities(rows: int, group: int, position: int, oldest: int, blocks: in
 
 
 @compiled
+def _add_span(into: Any, at: int, x: Any, n: int) -> None:
+    """into[at + i] += x[i] for n floats."""
+    some = into[at : at + n]
+    for i in range(n):
+        some[i] = some[i] + x[i]
+
+
+@compiled
+def _copy_span(x: Any, to: Any, at: int, n: int) -> None:
+    some = to[at : at + n]
+    for i in range(n):
+        some[i] = x[i]
+
+
+@compiled
 def attention_gradient(
     kern: Any, n: int, position: int, group: int, slots: int, c: Any, cache_at: int, s: Any, qkv: Any, qkv_row: int,
     q_at: int, k_at: int, v_at: int, out: Any, d_out: Any, out_row: int, cos: Any, sin: Any, d_qkv: Any,
@@ -207,44 +270,58 @@ def attention_gradient(
         d_qkv[r * qkv_row + k_at : r * qkv_row + k_at + HEAD] = np.float32(0.0)
         d_qkv[r * qkv_row + v_at : r * qkv_row + v_at + HEAD] = np.float32(0.0)
     last = (position + n - 1) // BLOCK
-    oldest = max(1, last - (slots - 2))
+    oldest = max(1, last - (min(slots, NEWEST) - 2))
     blocks = 1 + max(0, last - oldest + 1)
+    first_own = position // BLOCK
     for b in range(blocks):
         number = 0 if b == 0 else oldest + b - 1
         slot = cache_at + (0 if b == 0 else 1 + (number - 1) % (slots - 1))
-        turned = sink_row if b == 0 else 0
-        scaled_product(
-            kern, rows, BLOCK, HEAD, q[turned * HEAD :], s.ones, q_step[turned:], blocks_, slot * 2 * BYTES, key_sum,
-            key_step, slot * BLOCK, p[b * rows * BLOCK :],
-        )  # fmt: skip
-    _probabilities(rows, group, position, oldest, blocks, p)
+        _values_as_columns(blocks_, (slot * 2 + 1) * BYTES, s.values, b * BYTES, s.value_sums, b * BLOCK)
+        _keys_as_terms(blocks_, slot * 2 * BYTES, s.keys, b * BYTES, s.key_sums, b * HEAD)
     s.near[: rows * HEAD] = np.float32(0.0)
     s.sink[: rows * HEAD] = np.float32(0.0)
-    for b in range(blocks):
-        number = 0 if b == 0 else oldest + b - 1
-        slot = cache_at + (0 if b == 0 else 1 + (number - 1) % (slots - 1))
-        line = ds[b * rows * BLOCK : (b + 1) * rows * BLOCK]
-        _values_as_columns(blocks_, (slot * 2 + 1) * BYTES, s.packed, s.sums)
-        scaled_product(
-            kern, rows, BLOCK, HEAD, s.d_out, s.d_zero, s.d_step, s.packed, 0, s.sums, value_step[slot * BLOCK :], 0,
-            line,
-        )  # fmt: skip
-        steps = key_step[slot * BLOCK : (slot + 1) * BLOCK]
-        for i in range(rows):
-            inner = s.inner[i]
-            grad, prob = line[i * BLOCK : (i + 1) * BLOCK], p[(b * rows + i) * BLOCK : (b * rows + i + 1) * BLOCK]
-            scaled = s.columns[i * BLOCK : (i + 1) * BLOCK]
-            for j in range(BLOCK):
-                grad[j] = prob[j] * (grad[j] - inner)
-                scaled[j] = grad[j] * steps[j]
-        quantise_rows(rows, BLOCK, s.columns, s.bytes, s.zero, s.step)
-        _keys_as_terms(blocks_, slot * 2 * BYTES, s.packed, s.sums)
-        scaled_product(
-            kern, rows, HEAD, BLOCK, s.bytes, s.zero, s.step, s.packed, 0, s.sums, s.unit, 0, s.out
-        )
-        into = s.sink if b == 0 else s.near
-        for i in range(rows * HEAD):
-            into[i] = into[i] + s.out[i]
+    s.own_p[: (last - first_own + 1) * rows * BLOCK] = np.float32(0.0)
+    s.own_ds[: (last - first_own + 1) * rows * BLOCK] = np.float32(0.0)
+    for first in range(0, n, CHUNK):
+        row, m = first * group, min(CHUNK, n - first) * group
+        current = (position + min(first + CHUNK, n) - 1) // BLOCK
+        seen = 1 + max(0, current - oldest + 1)  # later blocks have no keys that these positions see
+        for b in range(seen):
+            number = 0 if b == 0 else oldest + b - 1
+            slot = cache_at + (0 if b == 0 else 1 + (number - 1) % (slots - 1))
+            turned = row + (sink_row if b == 0 else 0)
+            scaled_product(
+                kern, m, BLOCK, HEAD, q[turned * HEAD :], s.ones, q_step[turned:], blocks_, slot * 2 * BYTES, key_sum,
+                key_step, slot * BLOCK, p[b * m * BLOCK :],
+            )  # fmt: skip
+        _probabilities(m, group, position + first, oldest, seen, p)
+        for b in range(seen):
+            number = 0 if b == 0 else oldest + b - 1
+            slot = cache_at + (0 if b == 0 else 1 + (number - 1) % (slots - 1))
+            probabilities = p[b * m * BLOCK : (b + 1) * m * BLOCK]
+            scaled_product(
+                kern, m, BLOCK, HEAD, s.d_out[row * HEAD :], s.d_zero, s.d_step[row:], s.values, b * BYTES,
+                s.value_sums[b * BLOCK :], value_step[slot * BLOCK :], 0, ds,
+            )  # fmt: skip
+            steps = key_step[slot * BLOCK : (slot + 1) * BLOCK]
+            for i in range(m):
+                inner = s.inner[row + i]
+                grad, prob = ds[i * BLOCK : (i + 1) * BLOCK], probabilities[i * BLOCK : (i + 1) * BLOCK]
+                scaled = s.columns[i * BLOCK : (i + 1) * BLOCK]
+                for j in range(BLOCK):
+                    grad[j] = prob[j] * (grad[j] - inner)
+                    scaled[j] = grad[j] * steps[j]
+            quantise_rows(m, BLOCK, s.columns, s.bytes, s.zero, s.step)
+            scaled_product(
+                kern, m, HEAD, BLOCK, s.bytes, s.zero, s.step, s.keys, b * BYTES, s.key_sums[b * HEAD :], s.unit, 0,
+                s.out,
+            )  # fmt: skip
+            into = s.sink if b == 0 else s.near
+            _add_span(into, row * HEAD, s.out, m * HEAD)
+            if number >= first_own:
+                to = ((number - first_own) * rows + row) * BLOCK
+                _copy_span(probabilities, s.own_p, to, m * BLOCK)
+                _copy_span(ds, s.own_ds, to, m * BLOCK)
     for r in range(n):
         for g in range(group):
             i, to, angle = r * group + g, r * qkv_row + q_at + g * HEAD, r * 2 * HALF
@@ -252,14 +329,14 @@ def attention_gradient(
             _turn_back(s.near, i * HEAD, cos, sin, angle, EIGHTH, d_qkv, to)
             _turn_back(s.sink, i * HEAD, cos, sin, angle + HALF, EIGHTH, d_qkv, to)
     # Keys and values of the positions themselves: sums over the queries.
-    for number in range(position // BLOCK, last + 1):
+    for number in range(first_own, last + 1):
         if 0 < number < oldest:
             continue  # what lies there by now is another block
-        b = 0 if number == 0 else number - oldest + 1
+        b = number - first_own
         turned = sink_row if number == 0 else 0
         begin, end = max(position, number * BLOCK), min(position + n, (number + 1) * BLOCK)
         for which in range(2):
-            source, undo = (ds, UNDO) if which == 0 else (p, np.float32(1.0))
+            source, undo = (s.own_ds, UNDO) if which == 0 else (s.own_p, np.float32(1.0))
             step = q_step[turned:] if which == 0 else s.d_step
             _turned_rows(rows, padded, source[b * rows * BLOCK : (b + 1) * rows * BLOCK], step, undo, s.columns)
             quantise_rows(BLOCK, padded, s.columns, s.bytes, s.zero, s.step)

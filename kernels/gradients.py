@@ -28,7 +28,7 @@ from nacz.kernels.ops import (
     to_float,
     trunc,
 )  # fmt: skip
-from nacz.kernels.rows import LOG2_E, TINY, half_power, int_exp2, largest, quantise_rows
+from nacz.kernels.rows import LOG2_E, TINY, half_power, int_exp2, largest, mix_rows, quantise_rows
 
 TOGETHER = 16  # rows that a transposition takes at a time, so that both sides stay in the cache
 PANEL = 64  # rows of a matrix that one step of the update takes
@@ -230,6 +230,50 @@ def adam_rows(
         first[i] = m
         second[i] = v
         w = master[i] - rate * (m / (np.sqrt(v) + EPSILON))
+        w = min(max(w, -LARGEST), LARGEST)
+        master[i] = w
+        out[i] = np.int8(round_near(w))
+
+
+@compiled
+def column_units(n: int, k: int, two: int, three: int, scale: Any, q: Any, step: Any, part: Any, out: Any) -> None:
+    """A tenth of the root mean square of each column of a matrix that is mixed back: out float32[k].
+
+    q: int8 [n, k] in units of step float32[n]; part: float32[k]. Squares are added row after row, in float64.
+    """
+    total = np.zeros(k, np.float64)
+    for i in range(n):
+        line = q[i * k : (i + 1) * k]
+        for j in range(k):
+            part[j] = to_float(np.int32(line[j])) * step[i]
+        mix_rows(1, k, two, three, scale, part)
+        for j in range(k):
+            total[j] += np.float64(part[j]) * np.float64(part[j])
+    for j in range(k):
+        out[j] = np.float32(0.1 * np.sqrt(total[j] / np.float64(n)))
+
+
+@compiled
+def adam_moves(
+    count: int, gradient: Any, unit: Any, first: Any, second: Any, decay: Any, keep: Any, rate: Any
+) -> None:
+    """One Adam step of `count` weights, each in its own float32 unit: the gradient becomes what is to be taken off."""
+    one = np.float32(1.0)
+    fresh, new = one - decay, one - keep
+    for i in range(count):
+        g = gradient[i]
+        m = decay * first[i] + fresh * g
+        v = keep * second[i] + new * (g * g)
+        first[i] = m
+        second[i] = v
+        gradient[i] = (rate * unit[i]) * (m / (np.sqrt(v) + EPSILON))
+
+
+@compiled
+def take_off(count: int, move: Any, inverse: Any, master: Any, out: Any) -> None:
+    """Take float32 moves times `inverse` off the masters, and round these to bytes (int8)."""
+    for i in range(count):
+        w = master[i] - move[i] * inverse
         w = min(max(w, -LARGEST), LARGEST)
         master[i] = w
         out[i] = np.int8(round_near(w))

@@ -198,3 +198,40 @@ def rotate_rows(m: int, f: int, two: int, three: int, h: Any) -> None:
                 x[j] = (p + q2) + s2
                 y[j] = (p2 + q) - s2
                 z[j] = (p2 - q2) + s
+
+
+@compiled
+def mix_rows(m: int, k: int, two: int, three: int, scale: Any, x: Any) -> None:
+    """Mix each row of x as the residual stream is mixed in the weights; in place, flat float32 [m, k].
+
+    A row is seen as [three][two][k / (two three)], three being a power of 3: a Walsh-Hadamard transform over `two`,
+    then [[1,2,2],[2,1,-2],[2,-2,1]] over each factor of `three`, and all times `scale`, which makes it orthogonal and
+    its own inverse.
+    """
+    rest = k // (two * three)
+    for r in range(m):
+        row = x[r * k : (r + 1) * k]
+        span = rest
+        while span < two * rest:
+            for at in range(0, k, 2 * span):
+                first, second = row[at : at + span], row[at + span : at + 2 * span]
+                for j in range(span):
+                    p, q = first[j], second[j]
+                    first[j] = p + q
+                    second[j] = p - q
+            span *= 2
+        n, parts = k, 1
+        while parts < three:
+            n //= 3
+            for part in range(parts):
+                at = part * 3 * n
+                a, b, c = row[at : at + n], row[at + n : at + 2 * n], row[at + 2 * n : at + 3 * n]
+                for j in range(n):
+                    p, q, s = a[j], b[j], c[j]
+                    p2, q2, s2 = p + p, q + q, s + s
+                    a[j] = (p + q2) + s2
+                    b[j] = (p2 + q) - s2
+                    c[j] = (p2 - q2) + s
+            parts *= 3
+        for j in range(k):
+            row[j] = row[j] * scale

@@ -54,14 +54,15 @@ def state_of_reference(learner: Any) -> dict[tuple[int, str], Any]:
     }
 
 
-# The last one learns from blocks that are longer than the window: keys have left the cache, and the first block is seen
-# from further away than the window is long.
+# The third and fourth learn from blocks that are longer than the window: keys have left the cache, and the first block
+# is seen from further away than the window is long. The last one's window is longer than what gradients look at.
 @pytest.mark.parametrize(
     ("tokens", "lanes", "learning", "near"),
     [
         (391, 1, Learning(2, 50, 96), None), (454, 3, Learning(1, 20, 150), None),
         (602, 1, Learning(2, 200, 300), None),
         (602, 1, Learning(2, 100, 300), Near(EXPLICIT, bytes([2, 3]))),
+        (2_500, 1, Learning(1, 100, 1_000), None),
     ],  # fmt: skip
 )
 def test_the_same_steps(
@@ -72,7 +73,7 @@ def test_the_same_steps(
     ids = (17 + (i * i * 7 + i // 5) % 235).astype(np.int32)
     model = store.in_memory(tiny.model())
     expected = recorded(monkeypatch, Learner, state_of_nacz)
-    window = 512 if near else WINDOW
+    window = 512 if near else 2_304 if tokens > 2_304 else WINDOW
     shape, weights = make_shape(model.architecture, window, near), make_weights(model)
     kern = KERNELS[usable()[0]]
     payload = encode_intervals(*encode_lanes(kern, shape, weights, 0, ids, lanes, 1, learning=learning))

@@ -18,14 +18,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nacz.kernels.attention import BLOCK, HEAD
-from nacz.kernels.attention_gradient import attention_gradient, make_attention_scratch
+from nacz.kernels.attention import HEAD
+from nacz.kernels.attention_gradient import attention_gradient, make_attention_scratch, scratch_floats
 from nacz.kernels.cdf import fix_logits
 from nacz.kernels.compile import compiled
 from nacz.kernels.gemm import pack, scaled_product, unpack
 from nacz.kernels.gradients import (
     PANEL,
+    adam_moves,
     adam_rows,
+    column_units,
     dithered,
     gate_gradient,
     gather_columns,
@@ -37,10 +39,12 @@ from nacz.kernels.gradients import (
     rms_inverse,
     softmax_gradient,
     split_bytes,
+    take_off,
 )
 from nacz.kernels.rope import angles
-from nacz.kernels.rows import add_rows, gated_rows, largest, normalise_rows, quantise_rows, rotate_rows
+from nacz.kernels.rows import add_rows, gated_rows, largest, mix_rows, normalise_rows, quantise_rows, rotate_rows
 from nacz.predictors.transformer import Cache, Shape, Weights, aligned, make_trace
+from nacz.weights.exact import factors
 
 HEAD_ROWS = 24  # rows per product with the vocabulary
 PIECE = 4096  # tokens per product of the vocabulary's gradient: 64 x 4,096 weights stay in a second-level cache
@@ -48,6 +52,7 @@ MAX_ROWS = 1024  # of a block: bounds what a decoder may be asked to allocate
 SLICE = 32  # rows per job of a thread
 DECAY, KEEP = np.float32(0.9), np.float32(0.99)  # Adam's beta 1 and beta 2
 MATRICES = ("qkv", "out", "gate_up", "down")
+NATIVE = ("qkv", "gate_up")  # read the residual stream: Adam steps in its basis before the mixing
 
 
 class Learning(NamedTuple):
@@ -65,12 +70,15 @@ def learning_bytes(shape: Shape, learning: Learning, lanes: int) -> int:
     layer = (q + d + 3 * f) * d
     rows, layers = max(learning.rows, lanes), min(learning.layers, shape.layers)
     kept = 2 * layers * d + 3 * q + 6 * f + 6 * d
-    scores = 2 * 2 * int(shape.reach.max()) * BLOCK * (rows // lanes + 1) * (shape.heads // shape.kv_heads)
+    scores = 2 * scratch_floats(rows // lanes + 1, shape.heads // shape.kv_heads, int(shape.reach.max()))
     return shape.layers * layer + 13 * layers * layer + shape.vocab * d + 4 * (rows * kept + scores)
 
 
 class Matrix(NamedTuple):
-    """One matrix of one layer: n outputs, k inputs. `packed`, `sums` and `step` are views into the weights."""
+    """One matrix of one layer: n outputs, k inputs. `packed`, `sums` and `step` are views into the weights.
+
+    unit: float32[k] where Adam steps in the basis that the residual stream had before it was mixed (`mixing`: sizes of
+    its factors of two and three, and a scale); empty where it steps in the basis of the weights."""
 
     n: int
     k: int
@@ -83,6 +91,8 @@ class Matrix(NamedTuple):
     master: Any
     first: Any
     second: Any
+    unit: Any
+    mixing: Any
 
 
 class _Block(NamedTuple):
@@ -263,11 +273,15 @@ def _update(
         quantise_rows(PANEL, rows, work, a, zero, step)
         scaled_product(kern, PANEL, k, rows, a, zero, step, terms, 0, term_sums, unit, 0, gradient)
         for i in range(PANEL):
-            some = slice((at + i) * k, (at + i + 1) * k)
-            adam_rows(
-                k, gradient[i * k : (i + 1) * k], w.master[some], w.first[some], w.second[some], DECAY, KEEP, rate,
-                q[i * k : (i + 1) * k],
-            )  # fmt: skip
+            some, row, rounded = slice((at + i) * k, (at + i + 1) * k), gradient[i * k :], q[i * k : (i + 1) * k]
+            if w.unit.size > 0:
+                two, three, scale = w.mixing
+                mix_rows(1, k, two, three, scale, row)
+                adam_moves(k, row, w.unit, w.first[some], w.second[some], DECAY, KEEP, rate)
+                mix_rows(1, k, two, three, scale, row)
+                take_off(k, row, np.float32(1.0) / w.step[at + i], w.master[some], rounded)
+            else:
+                adam_rows(k, row, w.master[some], w.first[some], w.second[some], DECAY, KEEP, rate, rounded)
         place_rows(at, n, k, q, w.packed, w.turned, w.sums, w.part[panel * k : (panel + 1) * k])
 
 
@@ -445,13 +459,23 @@ def _matrix(own: dict[str, Any], base: Weights, name: str, layer: int, n: int, k
     q = unpack(packed, n, k)
     master = aligned(n * k, np.float32)
     dithered(n * k, at, q.reshape(-1), master)
+    step = _copied(getattr(base, f"{name}_step")[layer * n : (layer + 1) * n])
+    mixing, unit = mixing_of(k), aligned(k if name in NATIVE else 0, np.float32)
+    if name in NATIVE:
+        column_units(n, k, *mixing, q.reshape(-1), step, aligned(k, np.float32), unit)
     part = q.reshape(n // PANEL, PANEL, k).sum(axis=1, dtype=np.int32)
     return Matrix(
         n, k, packed, own[f"{name}_sum"][layer * n : (layer + 1) * n],
-        _copied(getattr(base, f"{name}_step")[layer * n : (layer + 1) * n]), _copied(pack(np.ascontiguousarray(q.T))),
+        step, _copied(pack(np.ascontiguousarray(q.T))),
         _copied(part.sum(axis=0, dtype=np.int32)), part.reshape(-1), master, aligned(n * k, np.float32),
-        aligned(n * k, np.float32),
+        aligned(n * k, np.float32), unit, mixing,
     )  # fmt: skip
+
+
+def mixing_of(dim: int) -> tuple[int, int, np.float32]:
+    """(two, three, scale) that `mix_rows` takes for a residual stream of this width."""
+    two, threes, _ = factors(dim)
+    return two, 3**threes, np.float32(1.0 / (np.sqrt(np.float64(two)) * 3.0**threes))
 
 
 def _turned_head(base: Weights, shape: Shape) -> tuple[Any, Any]:
