@@ -35,7 +35,7 @@ WANTED = {
     "v0": {
         "empty", "stored", "stored-segments", "language-model", "language-model-lanes", "language-model-segments",
         "language-model-escapes", "language-model-window", "mixed", "members", "byte-model", "byte-model-1",
-        "byte-model-2", *(f"level-{n}" for n in range(4, 10)),
+        "byte-model-2", "learning", "learning-ensemble", *(f"level-{n}" for n in range(4, 10)),
         *(f"ensemble{name}" for name in ("", "-lanes", "-segments", *(f"-{member}" for member in MEMBERS))),
     }
 }  # fmt: skip

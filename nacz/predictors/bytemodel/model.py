@@ -19,6 +19,8 @@ from .settings import LEVELS, Level
 U8 = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]
 
+_SMALL_TABLES = 1 << 20  # what does not depend on the level
+
 
 @functools.cache
 def compiled(level: int) -> Any:
@@ -32,6 +34,24 @@ def _trust_maps(count: int) -> npt.NDArray[np.int32]:
     ones = ((2 * k + 1) << 22) // (2 * k + 2)
     zeros = (1 << 22) // (2 * k + 2)
     return (np.stack([zeros, ones], axis=1) << 9).astype(np.int32)
+
+
+def memory(level: int, size: int) -> int:
+    """About how many bytes a Model of `size` plain bytes takes; nothing is allocated."""
+    cfg = LEVELS[level]
+    size += cfg.primer_size(size)
+    tables_of_level = 4 * (
+        cfg.set_rows * cfg.mixer_width
+        + kernel.KNOTS * cfg.apm_rows
+        + (cfg.matches << _head_bits(size))
+        + (16 << kernel.DIRECT_BITS if cfg.direct else 1)
+    )
+    return size + kernel.DIRECT + cfg.table_size(size) + tables_of_level + _SMALL_TABLES
+
+
+def _head_bits(size: int) -> int:
+    """Of the table of match heads for `size` bytes in all."""
+    return min(22, max(10, size.bit_length()))
 
 
 class Model:
@@ -60,7 +80,6 @@ class Model:
         weights = np.zeros((cfg.set_rows, cfg.mixer_width), dtype=np.int32)
         weights[:, 0 : n * cfg.inputs : cfg.inputs] = cfg.weight
         weights[:, n * cfg.inputs : cfg.match_input + 2 * cfg.matches : 2] = cfg.weight
-        head_bits = min(22, max(10, size.bit_length()))
         squash = tables.squash_table()
         knots = np.minimum(np.arange(kernel.KNOTS) << kernel.BUCKET, len(squash) - 1)
         return (
@@ -77,7 +96,7 @@ class Model:
             np.zeros(n, dtype=np.uint32),
             np.zeros(n, dtype=np.uint32),
             np.zeros(2 * n, dtype=np.uint32),
-            np.zeros(cfg.matches << head_bits, dtype=np.int32),
+            np.zeros(cfg.matches << _head_bits(size), dtype=np.int32),
             np.zeros(2 * 65536, dtype=np.int32),
             np.full((16 << kernel.DIRECT_BITS) if cfg.direct else 1, 1 << 30, dtype=np.int32),
             np.zeros(8, dtype=np.int64),
