@@ -84,9 +84,12 @@ def test_they_decode(model: Path, version: str, name: str) -> None:
     assert b"".join(reader.read_range(third, 2 * third)) == plain[third : 2 * third]
 
 
+SLOW = {"byte-model", "byte-model-2", "learning"}  # a primer to be read, a network to be taught
+
+
 def slowly(name: str) -> object:
-    """Every name with a mark on those that take the reference decoder more than a few seconds: reading the primer."""
-    return pytest.param("v0", name, marks=pytest.mark.slow) if name in ("byte-model", "byte-model-2") else ("v0", name)
+    """Every name with a mark on those that take the reference decoder more than a few seconds."""
+    return pytest.param("v0", name, marks=pytest.mark.slow) if name in SLOW else ("v0", name)
 
 
 @pytest.mark.parametrize(("version", "name"), [slowly(name) for _, name in PLAIN])
