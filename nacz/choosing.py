@@ -33,6 +33,12 @@ _QUICK = 1
 _BEST_OF_QUICK = 2
 # Where the quick trial leaves so little the language model, slower by two hundred times, has nothing to win.
 _ALMOST_NOTHING = 400
+# Before it gets a segment, the language model must show on a sample that it is better than the byte model by a
+# twentieth: on letters or digits at random it is not, on text in languages that it hardly knows by a sixth. Asked where
+# the quick trial leaves more than half of the bytes, or where the sample is next to nothing of the segment.
+_PIECES, _PIECE = 4, 1024
+_MUST_WIN = 20
+_DOUBTFUL, _LONG = 4, 64  # least size of a segment, in samples
 
 
 class SegmentEncoder:
@@ -102,10 +108,12 @@ class SegmentEncoder:
             return self._by(BYTE_MODEL, data, progress)
         if len(data) >= WINDOW and not is_mostly_text(data):
             return self._by(BYTE_MODEL, data, progress)
-        quick = len(self._by(BYTE_MODEL, data, _trial(progress, len(data)), _QUICK)[2])
+        quick = len(self._by(BYTE_MODEL, data, _trial(progress, len(data)), level=_QUICK)[2])
         if quick * _ALMOST_NOTHING <= len(data):
             return self._by(BYTE_MODEL, data, progress)
         self.identity(model_progress)
+        if self._is_hopeless(data, quick, progress):
+            return self._by(BYTE_MODEL, data, progress)
         found = self._by(self._options.predictor, data, progress)
         if quick < _BEST_OF_QUICK * len(found[2]):
             other = self._by(BYTE_MODEL, data, _trial(progress, len(data)))
@@ -113,10 +121,20 @@ class SegmentEncoder:
                 found = other
         return found
 
+    def _is_hopeless(self, data: bytes, quick: int, progress: SegmentProgress | None) -> bool:
+        """Tell whether the language model has nothing to win, as far as a sample can tell."""
+        least = _LONG if 2 * quick <= len(data) else _DOUBTFUL
+        if len(data) < least * _PIECES * _PIECE:
+            return False
+        sample = b"".join(data[at : at + _PIECE] for at in range(0, len(data) - _PIECE, len(data) // _PIECES))
+        trial = _trial(progress, len(sample))
+        model = len(self._by(self._options.predictor, sample, trial, lanes=None, learn=0)[2])
+        return model * _MUST_WIN > len(self._by(BYTE_MODEL, sample, trial)[2]) * (_MUST_WIN - 1)
+
     def _by(
-        self, predictor: int, data: bytes, progress: SegmentProgress | None, level: int | None = None
+        self, predictor: int, data: bytes, progress: SegmentProgress | None, **changes: int | None
     ) -> tuple[int, bytes, bytes]:
-        options = self._options if level is None else replace(self._options, level=level)
+        options = replace(self._options, **changes)  # type: ignore[arg-type]
         coder = self._coder(predictor)
         return predictor, *coder.encode(data, options=options, threads=self._threads, progress=progress)
 

@@ -26,7 +26,9 @@ from nacz.terminal import format_size
 __all__ = ["Finding", "findings", "processor", "show"]
 
 _SAMPLE = 12_000  # bytes for the byte model
-_SMALL_SAMPLE = 4_000  # for the language model: some seconds on a slow machine
+_SMALL_SAMPLE = 4_000  # for the language model: some seconds
+_FIRST = 400  # bytes that tell how long the sample would take
+_SECONDS = 8.0  # for the sample of one level; on a slow or busy machine it is smaller
 
 
 class Finding(NamedTuple):
@@ -130,10 +132,14 @@ def _speeds() -> Iterator[Finding]:
         sample = (text * (1 + size // len(text)))[:size]
         options = nacz.CodecOptions(level=level, offline=True)
         try:
-            nacz.decompress(nacz.compress(sample[:200], options=options), options)  # compiles and loads
+            nacz.decompress(nacz.compress(sample[:_FIRST], options=options), options)  # compiles and loads
         except ModelMissingError:
             yield Finding("speed", f"level {level}: not without weights", "note")
             continue
+        start = time.perf_counter()
+        nacz.decompress(nacz.compress(sample[:_FIRST], options=options), options)
+        size = min(size, max(_FIRST, int(_SECONDS * _FIRST / (time.perf_counter() - start))))
+        sample = sample[:size]
         start = time.perf_counter()
         archive = nacz.compress(sample, options=options)
         between = time.perf_counter()

@@ -136,6 +136,9 @@ def _create_beside(path: str, mode: int, kind: str) -> tuple[str, BinaryIO]:
             descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | _FLAGS, mode)
         except FileExistsError:
             continue
+        except OSError as error:
+            error.filename = path  # the name that somebody knows
+            raise
         _lock(descriptor)
         return temporary, os.fdopen(descriptor, "r+b")
 

@@ -38,14 +38,14 @@ def show(names: Sequence[str], as_json: bool) -> int:
         try:
             members = read_members(name)
             found.append(_object(name, members))
-            if not as_json:
-                print("\n".join(_lines(name, members)), flush=True)
+            lines = _lines(name, members)
         except Exception as error:
-            if isinstance(error, BrokenPipeError):
-                raise
             about, cause, error_code = describe(error)
             report(about or name, cause)
             code = max(code, error_code)
+            continue
+        if not as_json:
+            print("\n".join(lines), flush=True)
     if as_json:
         print(json.dumps(found, indent=2), flush=True)
     return code

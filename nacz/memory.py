@@ -5,13 +5,14 @@ Knows what the predictors keep while they work; does not know limits. Used only 
 
 from __future__ import annotations
 
+from nacz.errors import CorruptDataError
 from nacz.formats.records import SegmentHeader
-from nacz.segment_coder import FLOATS, LANGUAGE_MODEL
+from nacz.segment_coder import BYTE_MODEL, FLOATS, LANGUAGE_MODEL
 
-__all__ = ["decoding_memory"]
+__all__ = ["BASE", "decoding_memory"]
 
 # The interpreter with what it imports, compiled code, and the tables that do not depend on the segment.
-_BASE = 150_000_000
+BASE = 150_000_000
 _PER_TOKEN = 16
 _PER_LANE = 12  # per lane and word of the vocabulary: frequencies, their sums, logits
 
@@ -22,11 +23,19 @@ def decoding_memory(header: SegmentHeader, model: str | None, offline: bool) -> 
     For the language model its file is looked up (and fetched unless `offline`), because its shape decides. Raises
     CorruptDataError and ModelError.
     """
-    needed: int = _BASE + 2 * header.plain_size + 2 * header.payload_size
+    needed: int = BASE + 2 * header.plain_size + 2 * header.payload_size
     if header.predictor in FLOATS:
         from nacz.predictors.float_model import memory_of
 
         return needed + memory_of(header, model, offline)
+    if header.predictor == BYTE_MODEL:
+        from nacz.predictors.bytemodel.codec import level_of
+        from nacz.predictors.bytemodel.model import memory as tables
+
+        try:
+            return needed + tables(level_of(header.params), header.plain_size)
+        except CorruptDataError:
+            return needed  # another predictor in its place, or one that will refuse
     if header.predictor != LANGUAGE_MODEL:
         return needed
     from nacz.lanes import cache_bytes, lane_lengths

@@ -77,14 +77,14 @@ def repair_file(name: str, settings: Settings, as_json: bool) -> int:
         data = _all_of(name)
         if settings.output == "-":
             out = standard_stream("stdout")
-            found.append(salvage(data, out, decoder))
+            found.append(salvage(data, out, decoder, settings.max_output))
             out.flush()
         else:
             assert settings.output is not None
             if os.path.exists(settings.output) and name != "-" and os.path.samefile(name, settings.output):
                 raise UsageError("input and output are the same file")
             with naming(settings.output), atomic_output(settings.output, overwrite=settings.force) as file:
-                found.append(salvage(data, file, decoder))
+                found.append(salvage(data, file, decoder, settings.max_output))
                 if not found[0].recovered and found[0].lost:
                     raise CorruptDataError("nothing can be recovered")
         if found[0].lost:

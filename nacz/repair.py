@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nacz.errors import CorruptDataError, UnsupportedVersionError
+from nacz.errors import CorruptDataError, LimitError, UnsupportedVersionError
 from nacz.formats.records import (
     CRC_SIZE,
     END_TAG,
@@ -83,16 +83,36 @@ class _Found:
     sole: MemberHeader | None = None
 
 
-def salvage(data: bytes, writer: Writer, decoder: SegmentDecoder) -> Salvage:
+class _Limited:
+    """A writer, and how many plain bytes may still go there."""
+
+    def __init__(self, writer: Writer, max_output: int | None) -> None:
+        self._writer = writer
+        self._max_output = max_output
+        self._written = 0
+
+    def check(self, size: int) -> None:
+        if self._max_output is not None and self._written + size > self._max_output:
+            raise LimitError(f"more can be recovered than allowed: more than {self._max_output} bytes")
+
+    def write(self, plain: bytes) -> None:
+        self._writer.write(plain)
+        self._written += len(plain)
+
+
+def salvage(data: bytes, writer: Writer, decoder: SegmentDecoder, max_output: int | None = None) -> Salvage:
     """Write the plain bytes of every intact segment of the archive `data` (bytes, or a map of a file) to `writer`.
 
-    Lost bytes are left out. Raises ModelError when the weights cannot be had, and what `writer` raises.
+    Lost bytes are left out. Raises ModelError when the weights cannot be had, LimitError before a segment is decoded
+    that needs more memory than `decoder` may take or makes more than `max_output` bytes in all, and what `writer`
+    raises.
     """
+    out = _Limited(writer, max_output)
     recovered: list[Recovered] = []
     lost: list[Lost] = []
     plain: int | None = 0
     for member in _members(_walk(data)):
-        plain = _salvage_member(data, member, plain, writer, decoder, recovered, lost)
+        plain = _salvage_member(data, member, plain, out, decoder, recovered, lost)
     if not data:
         lost.append(Lost(0, 0, 0, None, "the archive is empty"))
     return Salvage(tuple(recovered), tuple(lost))
@@ -213,7 +233,7 @@ def _salvage_member(
     data: bytes,
     member: list[_Found],
     base: int | None,
-    writer: Writer,
+    out: _Limited,
     decoder: SegmentDecoder,
     recovered: list[Recovered],
     lost: list[Lost],
@@ -241,7 +261,7 @@ def _salvage_member(
         number = numbers.get(found.start)
         if number is not None:
             plain = None if base is None else base + starts[number]
-        cause = _recover(data, found, header, writer, decoder)
+        cause = _recover(data, found, header, out, decoder)
         after = None if plain is None else plain + found.record.plain_size
         if cause is None:
             recovered.append(Recovered(found.start, found.end, plain, found.record.plain_size))
@@ -263,7 +283,7 @@ def _salvage_member(
 
 
 def _recover(
-    data: bytes, found: _Found, member: MemberHeader | None, writer: Writer, decoder: SegmentDecoder
+    data: bytes, found: _Found, member: MemberHeader | None, out: _Limited, decoder: SegmentDecoder
 ) -> str | None:
     """Write the plain bytes of a segment; return why not, if not."""
     assert isinstance(found.record, SegmentHeader)
@@ -277,11 +297,12 @@ def _recover(
         identity = member.models[header.model - 1]
     try:
         decoder.check_sizes(header)
+        out.check(header.plain_size)
         payload = data[found.payload_start : found.end - CRC_SIZE]
         plain = decoder.plain(header, payload, identity, 0, trust=is_unknown)
     except CorruptDataError as error:
         return str(error).replace("segment 0 ", "the segment ")
-    writer.write(plain)
+    out.write(plain)
     return None
 
 

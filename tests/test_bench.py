@@ -58,6 +58,8 @@ def test_what_names_stand_for(corpora: Path) -> None:
     size = f"{len(TEXT):,}"
     assert found("enwik8") == [(f"enwik8 [0, {size})", TEXT, "seen")]
     assert found("enwik8:10:20") == [("enwik8 [10, 30)", TEXT[10:30], "seen")]
+    (corpora / "wiki").rename(corpora / "enwik8")
+    assert found("enwik8:10:20") == [("enwik8 [10, 30)", TEXT[10:30], "seen")]
     assert found("small") == [("a.txt", b"a", "unknown"), ("b", b"bb", "unknown")]
     assert found(str(corpora / "odd:name:1")) == [("odd:name:1", b"odd", "unknown")]
     (corpora / "enwik9").write_bytes(b"not it")

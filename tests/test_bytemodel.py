@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import tracemalloc
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,12 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nacz.coder import binary
+from nacz.formats.records import SegmentHeader
 
 from nacz.errors import CorruptDataError, UnsupportedVersionError, UsageError
+from nacz.memory import BASE, decoding_memory
 from nacz.predictors import bytemodel
 from nacz.predictors.bytemodel import codec, contexts, kernel, letters, model, reader, slots, tables
 from nacz.predictors.bytemodel.analysis import record_width
-from nacz.predictors.bytemodel.settings import LEVELS
+from nacz.predictors.bytemodel.settings import LEVELS, PARAMS_VERSION
+from nacz.segment_coder import BYTE_MODEL
 
 ALL_LEVELS = sorted(LEVELS)
 
@@ -289,3 +293,19 @@ def test_tables() -> None:
 
 
 TABLES = "52473b57b84d266943be78ebd8b72f4d"
+
+
+@pytest.mark.parametrize("level", ALL_LEVELS)
+@pytest.mark.parametrize("size", [1, 60_000, 3_000_000])
+def test_memory_is_told_before_it_is_taken(level: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model.Model, "run", lambda *_: None)
+    model.Model(level, 1, 0)  # what is made once
+    tracemalloc.start()
+    try:
+        made = model.Model(level, size, 0)
+        taken = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(made.buf) >= size and taken <= model.memory(level, size) <= taken + (2 << 20)
+    header = SegmentHeader(BYTE_MODEL, 0, bytes([PARAMS_VERSION, level]), size, size, 0)
+    assert decoding_memory(header, None, True) == BASE + 4 * size + model.memory(level, size)

@@ -80,6 +80,9 @@ def test_repair(run: Nacz, big: Path, tmp_path: Path) -> None:
     assert run("repair", "none.nacz", "-o", "none") == 2
     assert names(tmp_path) == before
     assert run("repair", "big.nacz", "-f", "-o", "big.nacz") == 1
+    assert run("repair", "big.nacz", "-o", "less", "--max-output", str(len(TEXT) - 1)) == 1
+    assert "less" not in names(tmp_path)
+    assert run("repair", "big.nacz", "-o", "less", "--max-output", str(len(TEXT))) == 0
 
 
 def test_testing_as_json(run: Nacz, big: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import pytest
 from cli_runner import default_signals
+
+import nacz
 
 TEXT = b"Happy families are all alike; every unhappy family is unhappy in its own way. " * 30
 HERE = Path(__file__).parent
@@ -163,6 +166,32 @@ def test_a_full_disk(folder: Path) -> None:
         assert done.stderr.endswith(b"No space left on device\n") and done.stderr.count(b"\n") == 1
     done = run("-d", "big.nacz", "-o", "/dev/full", cwd=folder)
     assert (done.returncode, done.stderr) == (1, b"nacz: /dev/full: No space left on device\n")
+
+
+@pytest.mark.parametrize("flags", [[], ["--resume"]])
+@pytest.mark.parametrize("direction", ["compress", "decompress"])
+def test_a_disk_that_gets_full_while_a_file_is_written(folder: Path, direction: str, flags: list[str]) -> None:
+    """A limit of the size of files stands in for the disk. What --resume needs stays, and is gone on with."""
+    (folder / "big.nacz").write_bytes(big_archive())
+    (folder / "big").write_bytes(nacz.decompress(big_archive()))
+    names_before = names(folder)
+    name, output = ("big.nacz", "out") if direction == "decompress" else ("big", "out.nacz")
+    command = [*FAKE, direction, *flags, name, "-o", output]
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))  # noqa: E731
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, preexec_fn=limit)
+    assert (done.returncode, done.stderr) == (1, f"nacz: {output}: File too large\n".encode())
+    left = set(names(folder)) - set(names_before)
+    assert len(left) == len(flags) and all(name.endswith(".nacz-part") for name in left)
+    assert subprocess.run(command, cwd=folder, env=environment()).returncode == 0
+    assert set(names(folder)) - set(names_before) == {output}
+
+
+@pytest.mark.skipif(not os.path.isdir("/sys/kernel"), reason="needs a folder that nobody can write to")
+def test_a_target_that_cannot_be_written(folder: Path) -> None:
+    for arguments in (["-1", "text"], ["-1", "--resume", "text"]):
+        done = run(*arguments, "-o", "/sys/kernel/out.nacz", cwd=folder)
+        assert done.returncode == 1 and re.fullmatch(rb"nacz: /sys/kernel/out.nacz: [A-Z][a-z -]+\n", done.stderr)
+    assert names(folder) == ["text"]
 
 
 def test_closed_standard_streams(folder: Path) -> None:

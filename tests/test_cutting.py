@@ -5,6 +5,7 @@ Run with `pytest tests/test_cutting.py`. Choices are tested with order-0 predict
 
 from __future__ import annotations
 
+import base64
 import io
 import random
 import tarfile
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nacz
-from nacz import CodecOptions
+from nacz import CodecOptions, choosing
 from nacz.cutting import Cutter
 from nacz.kinds import WINDOW, best_cut, is_mostly_text, is_text
 from nacz.segment_coder import BYTE_MODEL, LANGUAGE_MODEL, STORED
@@ -184,6 +185,32 @@ def test_text_is_tried_with_both(asked: list[tuple[int, int]], monkeypatch: pyte
     assert asked == [(BYTE_MODEL, 1), (LANGUAGE_MODEL, 3)], "no second trial of what is hopeless"
 
 
+def test_a_sample_ends_what_is_hopeless(asked: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large segment gets the language model only if a sample of it does."""
+    letters = base64.b64encode(random.Random(8).randbytes(15_000))
+    sizes: list[int] = []
+    encode = order0.Order0ModelCoder.encode
+
+    def spy(self, data, **more):  # type: ignore[no-untyped-def]
+        sizes.append(len(data))
+        return encode(self, data, **more)
+
+    monkeypatch.setattr(order0.Order0ModelCoder, "encode", spy)
+    archive = nacz.compress(letters, 6)
+    assert predictors(archive) == [BYTE_MODEL] and nacz.decompress(archive) == letters and max(sizes) == 4096
+    monkeypatch.setattr(Counting, "worse", lambda self, data: len(data) // 10 if self.predictor_id == BYTE_MODEL else 0)
+    assert predictors(nacz.compress(letters, 6)) == [LANGUAGE_MODEL] and max(sizes) == 20_000
+    del sizes[:]
+    nacz.compress(letters[:16_000], 6)
+    assert sizes == [16_000], "no sample of a small segment"
+    del sizes[:]
+    monkeypatch.setattr(choosing, "_LONG", 5)
+    nacz.compress(b"abcdefgh" * 2500, options=CodecOptions(level=6, learn=3, lanes=9))
+    assert sizes == [20_000], "nor where the quick trial leaves less than half"
+    nacz.compress(b"abcdefgh" * 2600, 6)
+    assert sizes[1:] == [4096, 20_800], "unless it is next to nothing of all"
+
+
 def test_other_data_need_no_model(asked: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(order0.Order0ModelCoder, "missing", True)
     for data, predictor in ((TABLE[:9000], BYTE_MODEL), (NOISE[:9000], STORED), (b"\0" * 9000, BYTE_MODEL)):
@@ -197,7 +224,8 @@ def test_other_data_need_no_model(asked: list[tuple[int, int]], monkeypatch: pyt
     assert predictors(nacz.compress(TEXT[:9000], 2)) == [BYTE_MODEL] and asked == [(BYTE_MODEL, 2)]
 
 
-def test_a_mixed_file_gets_both(asked: list[tuple[int, int]]) -> None:
+def test_a_mixed_file_gets_both(asked: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Counting, "worse", lambda self, data: len(data) // 9 if self.predictor_id == BYTE_MODEL else 0)
     data = TEXT[:20_000] + TABLE[:30_000] + NOISE[:20_000] + TEXT[:20_000]
     archive = nacz.compress(data, 6)
     assert predictors(archive) == [LANGUAGE_MODEL, BYTE_MODEL, LANGUAGE_MODEL]

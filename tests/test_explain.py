@@ -300,6 +300,20 @@ def test_in_a_browser(browser: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_on_a_narrow_screen(browser: Any, tmp_path: Path) -> None:
+    """What is told of a token is on the screen together with the token."""
+    tab, complaints = opened(browser, page(made(4000, several=True), "text", "made up"), tmp_path)
+    tab.set_viewport_size({"width": 420, "height": 800})
+    tab.focus("#text")
+    for _ in range(3):
+        tab.keyboard.press("n")
+    tab.wait_for_timeout(1000)  # scrolling is smooth
+    token, told = tab.locator(".now").bounding_box(), tab.locator("#details").bounding_box()
+    assert 0 <= token["y"] < told["y"] < 800 and told["y"] > 400
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 420 and complaints == []
+
+
+@pytest.mark.slow
 def test_one_megabyte_in_a_browser(browser: Any, tmp_path: Path) -> None:
     """Text that nobody looks at is not drawn, and what is asked for comes at once."""
     costs = made(260_000, several=True)

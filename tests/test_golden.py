@@ -35,7 +35,7 @@ WANTED = {
     "v0": {
         "empty", "stored", "stored-segments", "language-model", "language-model-lanes", "language-model-segments",
         "language-model-escapes", "language-model-window", "mixed", "members", "byte-model", "byte-model-1",
-        "byte-model-2", *(f"level-{n}" for n in range(4, 10)),
+        "byte-model-2", "learning", "learning-ensemble", *(f"level-{n}" for n in range(4, 10)),
         *(f"ensemble{name}" for name in ("", "-lanes", "-segments", *(f"-{member}" for member in MEMBERS))),
     }
 }  # fmt: skip
@@ -84,11 +84,11 @@ def test_they_decode(model: Path, version: str, name: str) -> None:
     assert b"".join(reader.read_range(third, 2 * third)) == plain[third : 2 * third]
 
 
-SLOW = ("byte-model", "byte-model-2", "byte-model-table")
+SLOW = {"byte-model", "byte-model-2", "byte-model-table", "learning"}  # a primer to be read, a network to be taught
 
 
 def slowly(name: str) -> object:
-    """Every name with a mark on those that take the reference decoder more than a few seconds: reading the primer."""
+    """Every name with a mark on those that take the reference decoder more than a few seconds."""
     return pytest.param("v0", name, marks=pytest.mark.slow) if name in SLOW else ("v0", name)
 
 

@@ -104,7 +104,12 @@ def _split(name: str) -> tuple[str, tuple[int, int] | None]:
 
 def _find(name: str, may_download: bool) -> Path:
     path = Path(name)
-    if path.exists():
+
+    def fits(found: Path) -> bool:
+        # A folder that is called like a corpus holds it.
+        return found.exists() and not (name in CORPORA and found.is_dir())
+
+    if fits(path):
         return path
     folders = [Path(".")]
     if os.environ.get("NACZ_CORPORA"):
@@ -112,7 +117,7 @@ def _find(name: str, may_download: bool) -> Path:
     for folder in folders:
         for pattern in (name, f"*/{name}", f"{name}.first*", f"*/{name}.first*"):
             if ".." not in pattern and not path.is_absolute():
-                for found in sorted(folder.glob(pattern)):
+                for found in filter(fits, sorted(folder.glob(pattern))):
                     return found
     if corpus := CORPORA.get(name):
         if may_download:

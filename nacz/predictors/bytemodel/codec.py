@@ -117,6 +117,16 @@ def estimate_incompressible(data: Buffer) -> bool:
     return looks_random(np.frombuffer(memoryview(data), dtype=np.uint8))
 
 
+def level_of(params: bytes) -> int:
+    """The level that the parameters of a segment name. Raises UnsupportedVersionError for another version and
+    CorruptDataError for what `encode` does not write."""
+    if len(params) == 2 and params[0] != PARAMS_VERSION:
+        raise UnsupportedVersionError(f"a segment of the byte model of an unknown version: {params[0]}")
+    if len(params) != 2 or params[1] not in LEVELS:
+        raise CorruptDataError("a segment of the byte model has parameters that no version writes")
+    return params[1]
+
+
 class ByteModelCoder:
     """The byte model as a predictor of segments."""
 
@@ -140,9 +150,6 @@ class ByteModelCoder:
 
     def decode(self, params: bytes, payload: bytes, plain_size: int, *, threads: int, progress: Any) -> bytes:
         """Raises UnsupportedVersionError for another version, CorruptDataError for what `encode` does not write."""
-        if len(params) == 2 and params[0] != PARAMS_VERSION:
-            raise UnsupportedVersionError(f"a segment of the byte model of an unknown version: {params[0]}")
-        if len(params) != 2 or params[1] not in LEVELS:
-            raise CorruptDataError("a segment of the byte model has parameters that no version writes")
+        level = level_of(params)
         step = None if progress is None else lambda done, coded: progress(done, coded, 0)
-        return decompress(payload, plain_size, params[1], step)
+        return decompress(payload, plain_size, level, step)

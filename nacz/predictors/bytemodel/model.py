@@ -24,6 +24,8 @@ I32 = npt.NDArray[np.int32]
 U32 = npt.NDArray[np.uint32]
 I64 = npt.NDArray[np.int64]
 
+_SMALL_TABLES = 1 << 20  # what does not depend on the level
+
 
 @functools.cache
 def compiled(level: int) -> Any:
@@ -85,6 +87,24 @@ def _trust_maps(count: int) -> npt.NDArray[np.int32]:
     return (np.stack([zeros, ones], axis=1) << 9).astype(np.int32)
 
 
+def memory(level: int, size: int) -> int:
+    """About how many bytes a Model of `size` plain bytes takes; nothing is allocated."""
+    cfg = LEVELS[level]
+    size += cfg.primer_size(size)
+    tables_of_level = 4 * (
+        cfg.set_rows * cfg.mixer_width
+        + cfg.knots * cfg.apm_rows
+        + (cfg.matches << _head_bits(size))
+        + (16 << slots.DIRECT_BITS if cfg.direct else 1)
+    )
+    return size + slots.DIRECT + cfg.table_size(size) + tables_of_level + _SMALL_TABLES
+
+
+def _head_bits(size: int) -> int:
+    """Of the table of match heads for `size` bytes in all."""
+    return min(22, max(10, size.bit_length()))
+
+
 class Model:
     """All state of one stream; `run` advances it."""
 
@@ -115,7 +135,6 @@ class Model:
         weights = _aligned(cfg.set_rows * cfg.mixer_width, np.int32).reshape(cfg.set_rows, cfg.mixer_width)
         weights[:, 0 : n * cfg.inputs : cfg.inputs] = cfg.weight
         weights[:, n * cfg.inputs : cfg.match_input + 2 * cfg.matches : 2] = cfg.weight
-        head_bits = min(22, max(10, size.bit_length()))
         squash = tables.squash_table()
         knots = np.minimum(np.arange(cfg.knots) * (8192 // cfg.knots), len(squash) - 1)
         apm = _aligned(cfg.apm_rows * cfg.knots, np.int32).reshape(cfg.apm_rows, cfg.knots)
@@ -134,7 +153,7 @@ class Model:
             base=np.zeros(n, dtype=np.uint32),
             base0=np.zeros(n, dtype=np.uint32),
             places=np.zeros(2 * n + len(cfg.pairs), dtype=np.uint32),
-            heads=_aligned(cfg.matches << head_bits, np.int32),
+            heads=_aligned(cfg.matches << _head_bits(size), np.int32),
             followers=np.zeros(2 * 65536, dtype=np.int32),
             plain=_aligned((16 << slots.DIRECT_BITS) if cfg.direct else 1, np.int32, 1 << 30),
             plain_base=np.zeros(8, dtype=np.uint32),
