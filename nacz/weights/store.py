@@ -4,7 +4,7 @@ A file holds one model: a small header, the arrays, the tokenizer. Loading maps 
 numbers are little-endian:
 
     magic            8   89 4E 41 43 5A 57 0D 0A  (\\x89 N A C Z W CR LF)
-    version          u32 1
+    version          u32 1 for a plain model, 2 for a general one (nacz.weights.general)
     header size      u32 of what follows the next field, at most 64 KB
     header checksum  u64 XXH3-64 of the header
     header:
@@ -14,7 +14,7 @@ numbers are little-endian:
       tokenizer hash   32  sha256 of the serialised tokenizer
       tokenizer size   u64
       description:
-        layers dim heads kv_heads ffn vocab context  7 x u32, then rope_base and eps as f64
+        layers dim heads kv_heads ffn vocab context  7 x u32, then rope_base and eps as f64; more in version 2
         number of arrays u32; for each: length of its name u8, name, dtype as numpy spells it (3 bytes), elements u64
     arrays, then the tokenizer, in that order: each begins at the next multiple of 64 bytes, with zeros before it
 
@@ -48,12 +48,14 @@ from nacz.errors import ModelError, ModelMismatchError, ModelMissingError
 from nacz.files import atomic_output
 from nacz.tokens import Tokenizer
 from nacz.weights import fetch
-from nacz.weights.exact import CONVERSION, Architecture, ExactModel, array_layout, convert
-from nacz.weights.gguf import read_gguf
+from nacz.weights.checkpoint import read_checkpoint
+from nacz.weights.conversion import convert, tokenizer_of
+from nacz.weights.exact import CONVERSION, Architecture, ExactModel, array_layout
+from nacz.weights.general import GeneralArchitecture
 from nacz.weights.pinned import PINNED
 
 MAGIC = b"\x89NACZW\r\n"
-VERSION = 1
+SHAPES: dict[int, type[Architecture]] = {shape.FILE_VERSION: shape for shape in (Architecture, GeneralArchitecture)}
 SUFFIX = ".naczw"
 ALIGNMENT = 64
 
@@ -62,10 +64,10 @@ Progress = Callable[[str, int, int], None]
 
 _PREAMBLE = struct.Struct("<8sIIQ")
 _FIXED = struct.Struct("<QQ32s32sQ")
-_SHAPE = struct.Struct("<7Idd")
 _MAX_HEADER = 1 << 16
 _MAX_TOKENIZER = 1 << 28
 _MAX_STEP = 16.0
+_MAX_BIAS = 65536.0
 _GGUF_MAGIC = b"GGUF"
 _STALE_SECONDS = 24 * 3600.0
 
@@ -150,9 +152,8 @@ def weights_hash_of(model: ExactModel) -> bytes:
 
 def _description(arch: Architecture) -> bytes:
     """Architecture and array table as bytes: the same for the same model wherever it is made."""
-    sizes = arch.layers, arch.dim, arch.heads, arch.kv_heads, arch.ffn, arch.vocab, arch.context
     layout = array_layout(arch)
-    out = _SHAPE.pack(*sizes, arch.rope_base, arch.eps) + struct.pack("<I", len(layout))
+    out = arch.to_bytes() + struct.pack("<I", len(layout))
     for name, (dtype, count) in layout.items():
         out += struct.pack("<B", len(name)) + name.encode("ascii") + dtype.encode("ascii") + struct.pack("<Q", count)
     return out
@@ -191,7 +192,8 @@ def _header(model: ExactModel) -> tuple[bytes, bytes]:
     tokenizer_hash = hashlib.sha256(model.tokenizer).digest()
     fixed = _FIXED.pack(end, data_hash.intdigest(), weights_hash, tokenizer_hash, len(model.tokenizer))
     body = fixed + description
-    return _PREAMBLE.pack(MAGIC, VERSION, len(body), xxhash.xxh3_64_intdigest(body)) + body, weights_hash
+    version = model.architecture.FILE_VERSION
+    return _PREAMBLE.pack(MAGIC, version, len(body), xxhash.xxh3_64_intdigest(body)) + body, weights_hash
 
 
 def _write(model: ExactModel, header: bytes, sink: _Sink) -> None:
@@ -211,15 +213,16 @@ def _parse(data: mmap.mmap, path: Path | None) -> LoadedModel:
     magic, version, body_size, body_hash = _PREAMBLE.unpack_from(data)
     if magic != MAGIC:
         raise fail("it does not begin with the right bytes")
-    if version != VERSION:
-        raise fail(f"it has version {version}, this release knows {VERSION}")
-    if not _FIXED.size + _SHAPE.size <= body_size <= _MAX_HEADER or len(data) < _PREAMBLE.size + body_size:
+    kind = SHAPES.get(version)
+    if kind is None:
+        raise fail(f"it has version {version}, this release knows {max(SHAPES)}")
+    if not _FIXED.size + kind.SHAPE.size <= body_size <= _MAX_HEADER or len(data) < _PREAMBLE.size + body_size:
         raise fail("its header has an impossible size")
     body = data[_PREAMBLE.size : _PREAMBLE.size + body_size]
     if xxhash.xxh3_64_intdigest(body) != body_hash:
         raise fail("its header is damaged")
     size, data_hash, weights_hash, tokenizer_hash, tokenizer_size = _FIXED.unpack_from(body)
-    arch = Architecture(*_SHAPE.unpack_from(body, _FIXED.size))
+    arch = kind.from_bytes(body[_FIXED.size : _FIXED.size + kind.SHAPE.size])
     arch.check()
     # The layout follows from the architecture, so the table has nothing to say: it must be the expected one.
     if body[_FIXED.size :] != _description(arch) or tokenizer_size > _MAX_TOKENIZER:
@@ -243,6 +246,8 @@ def _parse(data: mmap.mmap, path: Path | None) -> LoadedModel:
     for key, array in views.items():
         if key.endswith("_step") and not (array.min() >= 0.0 and array.max() <= _MAX_STEP):
             raise fail(f"array {key} holds steps out of range")
+        if key.endswith(("_bias", "_gain")) and array.size and not np.abs(array).max() <= _MAX_BIAS:
+            raise fail(f"array {key} holds values out of range")
     if not np.abs(views["rope"]).max() <= 1.0:
         raise fail("array rope holds values out of range")
     name = next((known for known, pin in PINNED.items() if pin == weights_hash.hex()), "")
@@ -325,9 +330,9 @@ def _known(name: str, offline: bool, progress: Progress | None) -> LoadedModel:
     return _keep(converted, path)
 
 
-def _converted(gguf_path: Path, progress: Progress | None) -> ExactModel:
-    gguf = read_gguf(gguf_path)
-    return convert(gguf, Tokenizer.from_gguf(gguf).to_blob(), _stage(progress, "convert"))
+def _converted(path: Path, progress: Progress | None) -> ExactModel:
+    checkpoint = read_checkpoint(path)
+    return convert(checkpoint, tokenizer_of(checkpoint).to_blob(), _stage(progress, "convert"))
 
 
 def _keep(model: ExactModel, path: Path) -> LoadedModel:
