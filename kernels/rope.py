@@ -1,8 +1,8 @@
 """Rotary position tables, made without libm.
 
-Angles are position * base^(-i / half), or other frequencies that are given. Decimal arithmetic of 60 digits gives the first angle of each frequency and its
-cosine and sine by Taylor series; big-integer rotations give all multiples. The float32 roundings of these are the
-same on every machine; a test pins their hash.
+Angles are position * base^(-i / half), or other frequencies that are given. Decimal arithmetic of 60 digits gives the
+first angle of each frequency and its cosine and sine by Taylor series; big-integer rotations give all multiples. The
+float32 roundings of these are the same on every machine; a test pins their hash.
 
 Knows frequencies and positions. Does not know queries or keys.
 """

@@ -17,13 +17,14 @@ from nacz.formats.varint import decode_varint, encode_varint
 from nacz.kernels.attention import BLOCK
 from nacz.kernels.dispatch import chosen
 from nacz.kernels.rope import POSITIONS
-from nacz.lanes import Progress, cache_bytes, decode_lanes, encode_lanes, lane_lengths
+from nacz.lanes import Progress, decode_lanes, encode_lanes, lane_lengths
 from nacz.predictors.ensemble import Ensemble, MakeEnsemble, make_ensemble
 from nacz.predictors.learning import MAX_ROWS, Learning
 from nacz.predictors.members import ALL, parse_members
+from nacz.predictors.networks import cache_bytes, fitted, make_shape, make_weights
 from nacz.predictors.preset import preset
 from nacz.predictors.reach import Near, near_of
-from nacz.predictors.transformer import CONTRACT, Shape, fitted, make_shape, make_weights
+from nacz.predictors.transformer import CONTRACT, Shape
 from nacz.segment_coder import (
     LANGUAGE_MODEL,
     CodecOptions,

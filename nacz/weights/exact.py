@@ -229,7 +229,7 @@ class Arrays:
         self.arrays[f"{name}_sum"][first : first + n] = q.sum(axis=1, dtype=np.int32)
 
     def put_embedding(self, first: int, rows: Floats) -> None:
-        """Rows of the embedding from `first` on, rotated, as int16."""
+        """Rows of the embedding from `first` on, as int16."""
         n, k = rows.shape
         step, rounded = steps_of(rows, 32767.0)
         self.arrays["embed"][first * k : (first + n) * k] = rounded.astype(np.int16).reshape(-1)

@@ -5,8 +5,9 @@ take are padded with zeros, which changes no result: heads to a multiple of 64 (
 are nothing), the feed-forward layer, the vocabulary (words that get no probability beyond the least), and the residual
 stream, whose norm is then of more numbers than before: its gain and `eps` make up for that.
 
-Where a norm follows a block's output ("sandwich"), its gains belong to single channels, so the block's matrix is not
-rotated: the norm is taken first, then gains, then the rotation at run time.
+Where a norm follows a block's output ("sandwich"), the residual stream is not rotated: that norm's gains belong to
+single channels, and such models have channels so large that 8 bits would hold nothing else, were they not taken down by
+the gains of the next norm first. So gains and rotation are both applied at run time.
 
 Knows tensors of a checkpoint by name. Does not know files nor how the model is run.
 """
@@ -97,6 +98,8 @@ class GeneralArchitecture(Architecture):
             return "<f4", count if self.features & feature else 0
 
         layout = {"embed": ("<i2", self.vocab * self.dim), "embed_step": ("<f4", self.vocab)}
+        layout["qkv_gain"] = layout["gate_up_gain"] = some(SANDWICH, n * self.dim)
+        layout["head_gain"] = some(SANDWICH, self.dim)
         layout |= of_matrix("qkv", n * channels, self.dim)
         layout["qkv_bias"] = some(QKV_BIAS, n * channels)
         layout["query_gain"] = layout["key_gain"] = some(QK_NORM, n * self.width)
@@ -143,7 +146,8 @@ def convert_general(
     made = Arrays(arch.layout())
     arrays, put = made.arrays, made.put
     width, half, used = arch.width, arch.width // 2, c.width // 2
-    most = 1 if arch.features & SANDWICH else 2
+    sandwich = bool(arch.features & SANDWICH)
+    most = 1 if sandwich else 2
     wider = np.sqrt(np.float64(c.dim) / np.float64(arch.dim))  # a norm over more numbers, all of the new ones 0
 
     def get(name: str, *shape: int) -> Floats:
@@ -174,11 +178,18 @@ def convert_general(
         if progress is not None:
             progress(count, arch.layers + 2)
 
+    def input_of(name: str, layer: int, weights: Floats, gain: Floats) -> Floats:
+        """A matrix behind a norm, rotated: with the gains in it, or with them as an array of their own."""
+        if not sandwich:
+            return mix_residual(weights * gain, most)
+        arrays[f"{name}_gain"][layer * arch.dim : (layer + 1) * arch.dim] = gain / residual_scale(arch)
+        return mix_residual(weights, most)
+
     def output(name: str, layer: int, weights: Floats, gain: str) -> None:
         """A matrix that adds to the residual stream: rotated, or with a norm and its gains behind it."""
         first = layer * arch.dim
-        if arch.features & SANDWICH:
-            found = get(f"blk.{layer}.{gain}.weight", c.dim) / residual_scale(arch)
+        if sandwich:
+            found = get(f"blk.{layer}.{gain}.weight", c.dim)
             arrays[f"{name}_gain"][first : first + arch.dim] = found.astype(np.float32)
             put(name, first, weights)
         else:
@@ -191,8 +202,8 @@ def convert_general(
         q, k, v = (
             get(p + f"attn_{s}.weight", n, c.dim) for s, n in (("q", q_rows), ("k", kv_rows), ("v", kv_rows))
         )
-        qkv = columns(np.concatenate([turned(q), turned(k), mixed(v.T).T]), arch.dim) * gain_of(p + "attn_norm.weight")
-        put("qkv", layer * channels, mix_residual(qkv, most))
+        qkv = columns(np.concatenate([turned(q), turned(k), mixed(v.T).T]), arch.dim)
+        put("qkv", layer * channels, input_of("qkv", layer, qkv, gain_of(p + "attn_norm.weight")))
         if arch.features & QKV_BIAS:
             q, k, v = (
                 get(p + f"attn_{s}.bias", n)[:, None] for s, n in (("q", q_rows), ("k", kv_rows), ("v", kv_rows))
@@ -210,8 +221,8 @@ def convert_general(
         gate_up = np.zeros((2, arch.ffn, arch.dim))
         for i, s in enumerate(("gate", "up")):
             gate_up[i, : c.ffn, : c.dim] = get(p + f"ffn_{s}.weight", c.ffn, c.dim)
-        gate_up *= gain_of(p + "ffn_norm.weight")
-        put("gate_up", layer * 2 * arch.ffn, mix_residual(gate_up.reshape(2 * arch.ffn, arch.dim), most))
+        both = gate_up.reshape(2 * arch.ffn, arch.dim)
+        put("gate_up", layer * 2 * arch.ffn, input_of("gate_up", layer, both, gain_of(p + "ffn_norm.weight")))
         down = mix_hidden(columns(get(p + "ffn_down.weight", c.dim, c.ffn), arch.ffn))
         output("down", layer, down, "post_ffw_norm")
         done(layer + 1)
@@ -219,7 +230,10 @@ def convert_general(
     if arch.local:
         tables.append(tables_of([*rope_frequencies(c.local_base, used), *[Decimal(0)] * (half - used)]))
     arrays["rope"][:] = np.concatenate(tables).reshape(-1)
-    _tables_of_words(c, arch, made, most, gain_of("output_norm.weight"), done)
+    gain = gain_of("output_norm.weight")
+    if sandwich:
+        arrays["head_gain"][:] = gain / residual_scale(arch)
+    _tables_of_words(c, arch, made, most, gain, done)
     return ExactModel(arch, arrays, tokenizer)
 
 
@@ -234,11 +248,14 @@ def _tables_of_words(
         out[: len(some), : c.dim] = some
         return out
 
+    sandwich = arch.features & SANDWICH
     embedding = c.get("token_embd.weight", c.rows, c.dim)
     for at in range(0, arch.vocab, PIECE):
-        made.put_embedding(at, mix_residual(piece(embedding, at) * c.embed_scale, most))
+        some = piece(embedding, at) * c.embed_scale
+        made.put_embedding(at, some if sandwich else mix_residual(some, most))
     done(arch.layers + 1)
     head: Any = c.get("output.weight", c.rows, c.dim) if c.has("output.weight") else embedding
     for at in range(0, arch.vocab, PIECE):
-        made.put("head", at, mix_residual(piece(head, at) * gain, most))
+        some = piece(head, at)
+        made.put("head", at, mix_residual(some if sandwich else some * gain, most))
     done(arch.layers + 2)
