@@ -48,7 +48,7 @@ from nacz.errors import ModelError, ModelMismatchError, ModelMissingError
 from nacz.files import atomic_output
 from nacz.tokens import Tokenizer
 from nacz.weights import fetch
-from nacz.weights.checkpoint import read_checkpoint
+from nacz.weights.checkpoint import Checkpoint, read_checkpoint
 from nacz.weights.conversion import convert, tokenizer_of
 from nacz.weights.exact import CONVERSION, Architecture, ExactModel, array_layout
 from nacz.weights.general import GeneralArchitecture
@@ -140,6 +140,35 @@ def in_memory(model: ExactModel) -> LoadedModel:
     data = mmap.mmap(-1, _FIXED.unpack_from(header, _PREAMBLE.size)[0])
     _write(model, header, data)
     return _parse(data, None)
+
+
+def is_converted(path: Path) -> bool:
+    """Whether a file begins as converted models do. Raises ModelError when it cannot be read."""
+    return _magic_of(path) == MAGIC
+
+
+def hashes_of(path: Path) -> tuple[bytes, bytes]:
+    """(weights hash, tokenizer hash), 32 bytes each, that a file's header names; the rest of it is not read. Raises
+    ModelMissingError and ModelError."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_PREAMBLE.size + _MAX_HEADER)
+    except FileNotFoundError:
+        raise ModelMissingError(f"{path}: no such model file") from None
+    except OSError as err:
+        raise ModelError(f"{path}: cannot be read: {err.strerror or err}") from None
+    if len(head) >= _PREAMBLE.size + _FIXED.size:
+        magic, version, body_size, body_hash = _PREAMBLE.unpack_from(head)
+        body = head[_PREAMBLE.size : _PREAMBLE.size + body_size]
+        if magic == MAGIC and version in SHAPES and xxhash.xxh3_64_intdigest(body) == body_hash:
+            _, _, weights_hash, tokenizer_hash, _ = _FIXED.unpack_from(body)
+            return weights_hash, tokenizer_hash
+    raise ModelError(f"{path}: not a usable converted model")
+
+
+def tokenizer_hash_of(model: ExactModel) -> bytes:
+    """sha256 of the serialised tokenizer, 32 bytes."""
+    return hashlib.sha256(model.tokenizer).digest()
 
 
 def weights_hash_of(model: ExactModel) -> bytes:
@@ -265,7 +294,8 @@ def exact_path(name: str = fetch.DEFAULT) -> Path:
 def load_model(
     name_or_path: str | Path | None = None, *, offline: bool = False, progress: Progress | None = None
 ) -> LoadedModel:
-    """The model of a known name (None: the default), or in a file: a converted model, or a GGUF of the Llama family.
+    """The model of a known name (None: the default) or of an imported one, or in a file: a converted model, a GGUF of a
+    family that nacz knows, or a folder with safetensors.
 
     Fetches and converts what is missing, and keeps it in the cache folder; where that cannot be written, the converted
     model lives in memory. `offline` never starts a download. `progress(stage, done, total)` is called from this thread.
@@ -275,16 +305,15 @@ def load_model(
     known = [model.name for model in fetch.known_models()]
     if name_or_path is None or name_or_path in known:
         return _known(str(name_or_path or fetch.DEFAULT), offline, progress)
-    path = Path(name_or_path)
-    try:
-        with path.open("rb") as file:
-            magic = file.read(len(MAGIC))
-    except FileNotFoundError:
-        names = ", ".join(known)
-        raise ModelMissingError(f"{path}: no model has this name (known: {names}) and no file is there") from None
-    except OSError as err:
-        raise ModelError(f"{path}: cannot be read: {err.strerror or err}") from None
-    if not magic.startswith(_GGUF_MAGIC):
+    from nacz.weights import library
+
+    path = library.find(str(name_or_path)) or Path(name_or_path)
+    if not path.exists():
+        names = ", ".join([*known, *(model.name for model in library.imported())])
+        raise ModelMissingError(f"{path}: no model has this name (known: {names}) and no file is there")
+    if path.is_dir():
+        return in_memory(_converted(path, progress))
+    if not _magic_of(path).startswith(_GGUF_MAGIC):
         return load(path)
     # The name is made of the content: another file under the same path is another model.
     kept = fetch.model_dir() / f"gguf-{_sha256(path)[:32]}.{CONVERSION}{SUFFIX}"
@@ -303,9 +332,14 @@ def check_exact(name: str = fetch.DEFAULT) -> str:
 
     Raises ModelMissingError when it is not there, ModelMismatchError when it is not the known one, and ModelError.
     """
-    model = load(exact_path(name))
+    return check_file(exact_path(name), PINNED.get(name))
+
+
+def check_file(path: Path, pin: str | None = None) -> str:
+    """The same for a file, which may have to have a certain weights hash (hex)."""
+    model = load(path)
     found = weights_hash_of(model).hex()
-    if found != model.weights_hash.hex() or found != PINNED.get(name, found):
+    if found != model.weights_hash.hex() or found != (pin or found):
         raise ModelMismatchError(f"{model.path}: sha256 {found[:16]}... is not the known one; delete the file")
     model.vocabulary  # noqa: B018  # compares the tokenizer's hash
     return found
@@ -331,8 +365,20 @@ def _known(name: str, offline: bool, progress: Progress | None) -> LoadedModel:
 
 
 def _converted(path: Path, progress: Progress | None) -> ExactModel:
-    checkpoint = read_checkpoint(path)
+    return converted(read_checkpoint(path), progress)
+
+
+def converted(checkpoint: Checkpoint, progress: Progress | None = None) -> ExactModel:
+    """The exact model of a checkpoint, in memory. Raises ModelError for what cannot be one."""
     return convert(checkpoint, tokenizer_of(checkpoint).to_blob(), _stage(progress, "convert"))
+
+
+def _magic_of(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC))
+    except OSError as err:
+        raise ModelError(f"{path}: cannot be read: {err.strerror or err}") from None
 
 
 def _keep(model: ExactModel, path: Path) -> LoadedModel:
