@@ -34,6 +34,7 @@ from nacz.segment_coder import (
     TrialProgress,
     trial_progress,
 )  # fmt: skip
+from nacz.weights.general import GeneralArchitecture
 from nacz.weights.store import LoadedModel, load_model
 
 # Bits of the parameters' version: an ensemble mixes in; the network learns; some heads see less than the window.
@@ -186,6 +187,10 @@ class LanguageModelCoder:
             raise UsageError(f"too many lanes for a decoder's memory: {lanes}")
         members = effort.members if options.ensemble is None else parse_members(options.ensemble)
         learning = effort.learning if options.learn is None else learning_of(options.learn)
+        if isinstance(model.architecture, GeneralArchitecture):
+            if options.learn:
+                raise UsageError("this kind of model cannot learn while it codes; leave out --learn")
+            learning = None
         if learning is not None:
             learning = learning._replace(layers=min(learning.layers, shape.layers))
         if learning is not None and tokens.size <= lanes * max(1, learning.rows // lanes):
@@ -209,6 +214,8 @@ class LanguageModelCoder:
         shape = make_shape(model.architecture, p.window, p.near)
         if cache_bytes(fitted(shape, int(lane_lengths(p.tokens, p.lanes)[0])), p.lanes) > MAX_CACHE:
             raise CorruptDataError("a segment asks for more memory than any encoder would")
+        if p.learning is not None and isinstance(model.architecture, GeneralArchitecture):
+            raise CorruptDataError("a segment says that a model learns which cannot")
         if p.learning is not None and p.learning.layers > shape.layers:
             raise CorruptDataError("a segment says that more layers learn than there are")
         tokens = decode_lanes(

@@ -1,7 +1,7 @@
 """Where weights come from, what is in their files, and how they become the exact integer model.
 
-The calls below are what a user's `models` command needs; each imports what it uses when it is called, because some of it
-is heavy. Errors are those of `nacz.weights.fetch` and `nacz.weights.store`.
+The calls below are what a user's `models` command needs; each imports what it uses when it is called, because some
+of it is heavy. Errors are those of `nacz.weights.fetch` and `nacz.weights.store`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ __all__ = ["ModelStatus", "export", "import_model", "imported", "list_models", "
 class ModelStatus:
     """One model that can be fetched. `gguf`, `exact`: its files in the cache folder, None when they are not there.
 
-    `download_size`: bytes. `exact` is what is loaded; it is made from `gguf`, which may be gone afterwards. `languages`,
-    `bpb`, `speed`: what it was trained for; bits per byte and KB per CPU second as `nacz models measure` finds them.
+    `download_size`: bytes. `exact` is what is loaded; it is made from `gguf`, which may be gone afterwards.
+    `languages`: of most of what it was trained on. `bpb`, `speed`: as `nacz models measure` finds them.
     """
 
     name: str

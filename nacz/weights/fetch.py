@@ -35,7 +35,7 @@ _STALE_SECONDS = 24 * 3600.0
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where one model's weights come from, and what people want to know before. Sizes in bytes, hashes as lower-case hex.
+    """Where one model's weights come from, and what people want to know. Sizes in bytes, hashes as lower-case hex.
 
     `languages`: for people. `bpb`, `speed`: of the model alone, by `nacz models measure` on the machine of the README.
     """

@@ -195,7 +195,7 @@ def _name_from(source: Path) -> str:
 
 def _checked(name: str) -> str:
     if not _NAME.fullmatch(name) or _CONVERTED.fullmatch(name) or name in ("none", "all"):
-        raise UsageError(f"not a name for a model: {name!r} (small letters, digits, '.', '-' and '_', no number at the end)")
+        raise UsageError(f"not a name for a model: {name!r} (small letters, digits, - and _, no .number at the end)")
     if any(name == known.name for known in fetch.known_models()):
         raise UsageError(f"{name} is the name of a model that nacz knows; choose another with --name")
     return name
