@@ -34,6 +34,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 # Numba's own annotations fit calls from Python; these names are called from compiled code, where the typing context
 # is implied.
 intrinsic: Callable[..., Callable[..., Any]] = numba.extending.intrinsic
+overload: Callable[..., Callable[..., Any]] = numba.extending.overload
 cgutils: Any = numba.core.cgutils
 njit: Any = numba.njit
 numba_types: Any = numba.types

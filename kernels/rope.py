@@ -1,8 +1,8 @@
 """Rotary position tables, made without libm.
 
-Angles are position * base^(-i / 32). Decimal arithmetic of 60 digits gives the first angle of each frequency and its
-cosine and sine by Taylor series; big-integer rotations give all multiples. The float32 roundings of these are the
-same on every machine; a test pins their hash.
+Angles are position * base^(-i / half), or other frequencies that are given. Decimal arithmetic of 60 digits gives the
+first angle of each frequency and its cosine and sine by Taylor series; big-integer rotations give all multiples. The
+float32 roundings of these are the same on every machine; a test pins their hash.
 
 Knows frequencies and positions. Does not know queries or keys.
 """
@@ -35,14 +35,26 @@ def _cos_sin(angle: Decimal) -> tuple[Decimal, Decimal]:
     return cos, sin
 
 
+def rope_frequencies(base: float, half: int) -> list[Decimal]:
+    """The first angle of each pair: base^(-i / half)."""
+    with localcontext() as context:
+        context.prec = 60
+        return [Decimal(base) ** (Decimal(-i) / Decimal(half)) for i in range(half)]
+
+
 def rope_tables(base: float, half: int) -> NDArray[np.float32]:
     """float32 [2, STEP, 2, half]: cosines and sines at positions 0 .. STEP-1, and at multiples of STEP."""
+    return tables_of(rope_frequencies(base, half))
+
+
+def tables_of(frequencies: list[Decimal]) -> NDArray[np.float32]:
+    """The same for given frequencies, each in [0, 1]; one of 0 is a pair that is never turned."""
+    half = len(frequencies)
     out = np.empty((2, STEP, 2, half), np.float64)
     one = 1 << _BITS
     with localcontext() as context:
         context.prec = 60
-        for i in range(half):
-            angle = Decimal(base) ** (Decimal(-i) / Decimal(half))
+        for i, angle in enumerate(frequencies):
             cos, sin = _cos_sin(angle)
             c1, s1 = int(cos * one), int(sin * one)
             for table in range(2):

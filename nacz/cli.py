@@ -198,9 +198,15 @@ def flag_form(
     return commands.run(commands.compress_file, names, settings)
 
 
-@cli.group(short_help="List, fetch and check weights.")
-def models() -> None:
-    """List, fetch and check the weights of language models."""
+@cli.group(short_help="List, fetch, import and check weights.", invoke_without_command=True)
+@click.pass_context
+def models(context: click.Context) -> int:
+    """List, fetch, import, export and check the weights of language models; without a verb, list them."""
+    if context.invoked_subcommand is not None:
+        return 0
+    from nacz import model_commands
+
+    return model_commands.show()
 
 
 @models.command("list")
@@ -228,6 +234,41 @@ def models_pull(name: str | None, quiet: bool, no_progress: bool, verbose: int) 
     from nacz import model_commands
 
     return model_commands.pull(name, quiet or no_progress)
+
+
+@models.command("import")
+@click.argument("source", metavar="FILE|FOLDER", shell_complete=complete_file)
+@click.option("--name", metavar="NAME", help="What to call it; without, after its file or folder.")
+@TALK
+def models_import(source: str, name: str | None, quiet: bool, no_progress: bool, verbose: int) -> int:
+    """Turn a GGUF file, or a folder with safetensors, into an exact model for --model.
+
+    Kinds of models: Llama (SmolLM2, TinyLlama and others), Qwen 2 and 3, Gemma 3.
+    """
+    from nacz import model_commands
+
+    return model_commands.import_model(source, name, quiet or no_progress)
+
+
+@models.command("export")
+@click.argument("name")
+@click.argument("target", metavar="FILE", shell_complete=complete_file)
+@click.option("-f", "--force", is_flag=True, help="Overwrite FILE.")
+def models_export(name: str, target: str, force: bool) -> int:
+    """Copy a model to FILE: all that decoding needs beside nacz, to be kept as long as archives are."""
+    from nacz import model_commands
+
+    return model_commands.export(name, target, force)
+
+
+@models.command("measure")
+@click.argument("name", required=False)
+@TALK
+def models_measure(name: str | None, quiet: bool, no_progress: bool, verbose: int) -> int:
+    """Measure bits per byte and speed of a model alone, on a text that every installation has."""
+    from nacz import model_commands
+
+    return model_commands.measure(name, quiet or no_progress)
 
 
 @models.command("verify")

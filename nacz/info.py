@@ -112,7 +112,7 @@ def _level(segment: SegmentHeader) -> int:
 
 def _weights(members: Members) -> dict[str, str]:
     """For each model that is named: whether its weights are here."""
-    models = {name_of_model(model) or "unnamed" for member in members for model in member.models}
+    models = {name_of_model(model) or describe_model(model) for member in members for model in member.models}
     if not models:
         return {}
     from nacz import weights
@@ -121,6 +121,7 @@ def _weights(members: Members) -> dict[str, str]:
         model.name: "ready" if model.exact else "fetched" if model.gguf else "not on this machine"
         for model in weights.list_models()
     }
+    here |= {f"unnamed ({model.identity})": f"ready, imported as {model.name}" for model in weights.imported()}
     return {model: here.get(model, "not known here") for model in sorted(models)}
 
 

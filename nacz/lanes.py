@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 
 from nacz.coder.range_coder import POSITION, decoder_consistent, decoder_init
 from nacz.errors import CorruptDataError
-from nacz.kernels.attention import BLOCK
 from nacz.kernels.cdf import GROUP
 from nacz.predictors.ensemble import Ensemble, MakeEnsemble, seen_at
 from nacz.predictors.learning import Learner, Learning
+from nacz.predictors.networks import fitted, forward, make_cache, make_scratch
 from nacz.predictors.recall import width
 from nacz.predictors.transformer import (
     Group,
@@ -36,10 +36,6 @@ from nacz.predictors.transformer import (
     Trace,
     Weights,
     aligned,
-    fitted,
-    forward,
-    make_cache,
-    make_scratch,
     make_trace,
 )  # fmt: skip
 from nacz.row_coding import (
@@ -75,11 +71,6 @@ def lane_lengths(tokens: int, lanes: int) -> NDArray[np.int64]:
 def lane_starts(tokens: int, lanes: int) -> NDArray[np.int64]:
     """Where lanes begin and, last, how many tokens there are: int64[lanes + 1]."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(lane_lengths(tokens, lanes))])
-
-
-def cache_bytes(shape: Shape, lanes: int) -> int:
-    """Memory that the keys and values of `lanes` lanes take, in bytes."""
-    return lanes * int(shape.begin[-1]) * BLOCK * (2 * 64 + 12)
 
 
 class Engine(Protocol):

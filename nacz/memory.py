@@ -38,11 +38,11 @@ def decoding_memory(header: SegmentHeader, model: str | None, offline: bool) -> 
             return needed  # another predictor in its place, or one that will refuse
     if header.predictor != LANGUAGE_MODEL:
         return needed
-    from nacz.lanes import cache_bytes, lane_lengths
+    from nacz.lanes import lane_lengths
     from nacz.predictors.ensemble import memory
     from nacz.predictors.language_model import Params
     from nacz.predictors.learning import learning_bytes
-    from nacz.predictors.transformer import fitted, make_shape
+    from nacz.predictors.networks import cache_bytes, fitted, make_shape
     from nacz.weights.store import load_model
 
     params = Params.from_bytes(header.params, header.plain_size)

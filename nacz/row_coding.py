@@ -15,8 +15,9 @@ from nacz.coder.range_coder import decode_advance, decode_target
 from nacz.kernels.cdf import GROUP, find, fix_logits, interval, spread
 from nacz.kernels.compile import compiled
 from nacz.predictors.ensemble import adjust, frequencies, learn, recall_rows, remember_row, seen_at
+from nacz.predictors.networks import forward, head
 from nacz.predictors.recall import width
-from nacz.predictors.transformer import Shape, aligned, forward, head
+from nacz.predictors.transformer import Shape, aligned
 
 HEAD_ROWS = 24  # rows per product with the head: 24 x 49,152 logits are 4.7 MB
 

@@ -51,6 +51,7 @@ __all__ = [
     "as_recorded",
     "make_coder",
     "model_is_known",
+    "model_of_digest",
     "name_of_model",
     "predictor_name",
     "register_predictor",
@@ -276,6 +277,14 @@ def model_is_known(name: str) -> bool:
     from nacz.weights.fetch import known_models
 
     return name in _model_names or any(model.name == name for model in known_models())
+
+
+def model_of_digest(digest: bytes) -> str | None:
+    """Return the path of the model that a user imported and that archives identify so, None if it is not here."""
+    from nacz.weights.library import by_digest
+
+    found = by_digest(digest)
+    return None if found is None else str(found)
 
 
 def name_of_model(identity: ModelIdentity) -> str:

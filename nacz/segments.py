@@ -21,6 +21,7 @@ from nacz.segment_coder import (
     SegmentProgress,
     make_coder,
     model_is_known,
+    model_of_digest,
     name_of_model,
     predictor_name,
 )
@@ -182,12 +183,16 @@ class SegmentDecoder:
         if model is not None or recorded is None:
             return model
         name = name_of_model(recorded)
-        if name and not model_is_known(name):
+        if name and model_is_known(name):
+            return name
+        found = model_of_digest(recorded.digest)
+        if found is None:
             needed = describe_model(recorded)
             raise ModelMissingError(
-                f"the archive needs model {needed}, which is not known here; name its file with --model"
+                f"the archive needs model {needed}, which is not known here; name its file with --model, or take it up "
+                "with `nacz models import`"
             )
-        return name or None
+        return found
 
     def _make(self, predictor: int, recorded: ModelIdentity | None, trust: bool) -> SegmentCoder:
         """Return a coder whose model is the recorded one, to the bit."""

@@ -1,7 +1,8 @@
 """Bytes to token ids and back, for every byte string there is.
 
-Knows one kind of vocabulary, byte-level BPE as GPT-2 began it: which bytes each token stands for, in which
-order pairs merge, and how text is cut into words first. Knows nothing of models, probabilities or files.
+Knows vocabularies of BPE, on bytes as GPT-2 began it or on characters with bytes beside them as SentencePiece
+has it: which bytes each token stands for, in which order pairs merge, and how text is cut into words first.
+Knows nothing of models, probabilities or files; `nacz.vocabularies` reads those of model's makers.
 
 A vocabulary may lack tokens for single bytes (SmolLM2 lacks 04 06 13 14 16 1D F1 F2 and those that no UTF-8
 holds). Sixteen ids that stand for no text, control tokens, are the *escape*: each is four bits, and a byte
@@ -19,15 +20,13 @@ import hashlib
 import re
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nacz.errors import CorruptDataError, ModelError
-
-if TYPE_CHECKING:
-    from nacz.weights.gguf import GGUFFile
+from nacz.words import SPLITTERS, TO_ALPHABET, make_encoder
 
 Ids = NDArray[np.int32]
 
@@ -38,27 +37,12 @@ _HEADER = struct.Struct("<4sHHIIIII")
 _MAX_VOCAB = 1 << 20
 _PIECE = 1 << 18  # bytes encoded at a time: the library needs more than 100 bytes for each token
 _SLICE = 1 << 16  # tokens decoded at a time
-_SPLITTERS = ("gpt-2", "smollm")  # as GGUF spells them; the place in this tuple is what a blob stores
-_NORMAL, _CONTROL, _UNUSED = 1, 3, 5  # token types of GGUF
-_END_OF_TEXT = "<|endoftext|>"
 _INVALID = re.compile("[\udc80-\udcff]+")  # what surrogateescape makes of bytes that are not UTF-8
-_UNKNOWN = "\0"  # a "token" that no text can spell: the byte alphabet below has no such character
-
-
-def _byte_alphabet() -> list[str]:
-    """GPT-2's character for each byte: itself where Latin-1 prints it, else the next from U+0100."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    spare = iter(range(0x100, 0x200))
-    return [chr(byte if byte in printable else next(spare)) for byte in range(256)]
-
-
-_ALPHABET = _byte_alphabet()
-_BYTE_OF = {char: byte for byte, char in enumerate(_ALPHABET)}
-_TO_ALPHABET = dict(enumerate(_ALPHABET))
+BYTE_OF = {char: byte for byte, char in TO_ALPHABET.items()}
 
 
 class Tokenizer:
-    """A byte-level BPE vocabulary that loses nothing.
+    """A BPE vocabulary that loses nothing.
 
     `n_vocab`: ids are 0 .. n_vocab-1. `bos_id`: stands for the beginning of a text; never made by `encode`,
     refused by `decode`. `escape_ids`: sixteen ids, or none when all 256 bytes have tokens. `lengths`:
@@ -77,8 +61,8 @@ class Tokenizer:
     ) -> None:
         """`tokens[id]` is what the id stands for (b"" for nothing); `merges` (n, 2) pairs of ids, best first.
 
-        `splitter` is "smollm" (every digit alone, then GPT-2's words) or "gpt-2". Raises ModelError when the
-        vocabulary cannot represent every byte, or contradicts itself.
+        `splitter` is "smollm" (every digit alone, then GPT-2's words), "gpt-2" or another of nacz.words. Raises
+        ModelError when the vocabulary cannot represent every byte, or contradicts itself.
         """
         listed = list(tokens)
         lengths = np.array([len(token) for token in listed], dtype=np.int64)
@@ -98,7 +82,7 @@ class Tokenizer:
         n_vocab = len(lengths)
         if not 1 <= n_vocab <= _MAX_VOCAB:
             raise ModelError(f"a vocabulary of {n_vocab} tokens cannot be used")
-        if splitter not in _SPLITTERS:
+        if splitter not in SPLITTERS:
             raise ModelError(f"the word splitter {splitter!r} is not known")
         if merges.ndim != 2 or merges.shape[1] != 2 or (merges.size and merges.max() >= n_vocab):
             raise ModelError("the vocabulary's merges name tokens that it does not have")
@@ -128,48 +112,6 @@ class Tokenizer:
         self._encode_words: Callable[[str], list[int]] | None = None
         self._blob: bytes | None = None
 
-    @classmethod
-    def from_gguf(cls, gguf: GGUFFile) -> Tokenizer:
-        """The tokenizer that a GGUF file's metadata describes.
-
-        bos_id is `<|endoftext|>` where there is one (what texts are separated by in training), else the
-        file's own. The escape ids are the 16 lowest other ids of control or unused tokens. Raises ModelError
-        for a vocabulary that is not byte-level BPE, an unknown word splitter, or too few spare ids.
-        """
-        if gguf.text("tokenizer.ggml.model") != "gpt2":
-            raise ModelError(f"{gguf.path}: its tokenizer is not byte-level BPE")
-        strings = gguf.strings("tokenizer.ggml.tokens")
-        types = gguf.metadata.get("tokenizer.ggml.token_type")
-        if not isinstance(types, np.ndarray) or types.shape != (len(strings),):
-            raise ModelError(f"{gguf.path}: token types are missing or not as many as tokens")
-        kinds: list[Any] = types.tolist()
-        tokens, ids = [b""] * len(strings), {}
-        for number, (string, kind) in enumerate(zip(strings, kinds, strict=True)):
-            if kind == _NORMAL:
-                # A normal token spelt outside the byte alphabet can never be produced: it stands for nothing.
-                with_bytes = [_BYTE_OF.get(char, -1) for char in string]
-                if -1 not in with_bytes:
-                    tokens[number] = bytes(with_bytes)
-                    ids[string] = number
-        pairs = []
-        for merge in gguf.strings("tokenizer.ggml.merges"):
-            left, _, right = merge.partition(" ")
-            if left not in ids or right not in ids or left + right not in ids:
-                raise ModelError(f"{gguf.path}: the vocabulary has no tokens for one of its merges")
-            pairs.append((ids[left], ids[right]))
-        if _END_OF_TEXT in strings:
-            bos_id = strings.index(_END_OF_TEXT)
-        else:
-            bos_id = gguf.integer("tokenizer.ggml.bos_token_id")
-        spare = [i for i, kind in enumerate(kinds) if kind in (_CONTROL, _UNUSED) and i != bos_id]
-        splitter = gguf.text("tokenizer.ggml.pre")
-        merges = np.array(pairs, dtype=np.uint32).reshape(-1, 2)
-        escape_ids = spare[:16] if len(spare) >= 16 else []
-        try:
-            return cls(tokens, merges, bos_id=bos_id, escape_ids=escape_ids, splitter=splitter)
-        except ModelError as err:
-            raise ModelError(f"{gguf.path}: {err}") from None
-
     # -- serialised form ----------------------------------------------------------------------------------
 
     def to_blob(self) -> bytes:
@@ -181,7 +123,7 @@ class Tokenizer:
         if self._blob is None:
             text = self._text[256:].tobytes()
             header = _HEADER.pack(
-                _MAGIC, _VERSION, _SPLITTERS.index(self.splitter), self.n_vocab, len(self._merges),
+                _MAGIC, _VERSION, SPLITTERS.index(self.splitter), self.n_vocab, len(self._merges),
                 self.bos_id, len(self.escape_ids), len(text),
             )  # fmt: skip
             escapes = np.array(self.escape_ids, dtype="<u4").tobytes()
@@ -199,7 +141,7 @@ class Tokenizer:
         if magic != _MAGIC or version != _VERSION:
             raise ModelError(f"the tokenizer is not of a known format (magic {magic!r}, version {version})")
         sizes = (4 * n_escape, 2 * n_vocab, 8 * n_merges, n_text)
-        if len(blob) != _HEADER.size + sum(sizes) or splitter >= len(_SPLITTERS):
+        if len(blob) != _HEADER.size + sum(sizes) or splitter >= len(SPLITTERS):
             raise ModelError("the tokenizer's header does not fit its size")
         at = _HEADER.size
         escapes = np.frombuffer(blob, dtype="<u4", count=n_escape, offset=at).tolist()
@@ -211,7 +153,7 @@ class Tokenizer:
         if int(lengths.sum()) != n_text:
             raise ModelError("the tokenizer's token lengths do not add up")
         self = cls.__new__(cls)
-        self._setup(lengths, text, merges.reshape(-1, 2), bos_id, tuple(escapes), _SPLITTERS[splitter])
+        self._setup(lengths, text, merges.reshape(-1, 2), bos_id, tuple(escapes), SPLITTERS[splitter])
         self._blob = blob
         return self
 
@@ -340,31 +282,10 @@ class Tokenizer:
 
     def _build_encoder(self) -> Callable[[str], list[int]]:
         """A function from text to ids with n_vocab for each byte without a token. Imports `tokenizers`."""
-        from tokenizers import Tokenizer as Library
-        from tokenizers import models, pre_tokenizers
-
-        text = self._text[256:].tobytes().decode("latin-1").translate(_TO_ALPHABET)
+        raw = self._text[256:].tobytes()
         ends = np.cumsum(self.lengths).tolist()
-        spelt = [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-        vocab = {spelt[i]: i for i in range(self.n_vocab - 1, -1, -1) if spelt[i]}
-        vocab[_UNKNOWN] = self.n_vocab
-        merges = [(spelt[left], spelt[right]) for left, right in self._merges.tolist()]
-        try:
-            library = Library(models.BPE(vocab=vocab, merges=merges, unk_token=_UNKNOWN, fuse_unk=False))
-        except Exception as err:
-            raise ModelError(f"the vocabulary cannot be used for encoding: {err}") from None
-        words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-        if self.splitter == "smollm":
-            digits = pre_tokenizers.Digits(individual_digits=True)
-            library.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
-        else:
-            library.pre_tokenizer = words
-
-        def encode_words(text: str) -> list[int]:
-            ids: list[int] = library.encode(text, add_special_tokens=False).ids
-            return ids
-
-        return encode_words
+        tokens = [raw[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        return make_encoder(self.splitter, tokens, self._merges, self.bos_id)
 
 
 # A visible byte: not a blank, nor the last byte of one of Unicode's blanks.

@@ -27,8 +27,10 @@ import numpy as np
 
 from nacz.predictors.language_model import EFFORTS
 from nacz.predictors.reach import TABLES
-from nacz.tokens import Tokenizer
-from nacz.weights.exact import HEAD, architecture_of
+from nacz.vocabularies import from_gguf
+from nacz.weights.checkpoint import from_gguf as checkpoint_of
+from nacz.weights.conversion import architecture_of
+from nacz.weights.exact import HEAD
 from nacz.weights.fetch import ensure_gguf
 from nacz.weights.gguf import GGUFFile, dequantise, read_gguf
 
@@ -46,7 +48,7 @@ class FloatModel:
     """A Llama-family transformer in float32 and the keys and values of one lane, in the order of nacz's cache."""
 
     def __init__(self, gguf: GGUFFile, window: int, near: bytes) -> None:
-        self.arch = arch = architecture_of(gguf)
+        self.arch = arch = architecture_of(checkpoint_of(gguf))
         self.window, self.slots = window, window // BLOCK
         self.reach = torch.tensor([blocks or self.slots for blocks in near or bytes(arch.layers * arch.kv_heads)])
 
@@ -190,7 +192,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.set_grad_enabled(False)
     gguf = read_gguf(options.gguf or ensure_gguf())
-    tokenizer = Tokenizer.from_gguf(gguf)
+    tokenizer = from_gguf(gguf)
     tokens = tokenizer.encode(data)
     print(f"{path.name} [{options.offset}, {options.offset + len(data)}): {len(data)} bytes, {len(tokens)} tokens")
     for lanes in (int(text) for text in options.lanes.split(",")):

@@ -165,7 +165,6 @@ def test_a_file_named_like_a_verb(run: Nacz, tmp_path: Path) -> None:
         ["--lanes", "0", "text"],
         ["text", "-o"],
         ["models", "no-such-verb"],
-        ["models"],
     ],
     ids=" ".join,
 )

@@ -118,7 +118,35 @@ def slow_q6_k(block: bytes, i: int) -> float:
     return f32(half(block, 208) * scale * ((low | high << 4) - 32))
 
 
+def slow_q2_k(block: bytes, i: int) -> float:
+    quant = block[16 + i // 128 * 32 + i % 32] >> (2 * (i % 128 // 32)) & 3
+    return f32(half(block, 80) * (block[i // 16] & 15) * quant - half(block, 82) * (block[i // 16] >> 4))
+
+
+def slow_q3_k(block: bytes, i: int) -> float:
+    quant = block[32 + i // 128 * 32 + i % 32] >> (2 * (i % 128 // 32)) & 3
+    quant -= 0 if block[i % 32] >> (i // 32) & 1 else 4
+    group = i // 16
+    low = block[96 + group % 8] >> 4 if group >= 8 else block[96 + group] & 15
+    high = block[104 + group % 4] >> (2 * (group // 4)) & 3
+    return f32(half(block, 108) * ((low | high << 4) - 32) * quant)
+
+
+UNEVEN = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]
+
+
+def slow_iq4_xs(block: bytes, i: int) -> float:
+    group = i // 32
+    low = block[4 + group // 2] >> (4 * (group % 2)) & 15
+    high = int.from_bytes(block[2:4], "little") >> (2 * group) & 3
+    return f32(half(block, 0) * ((low | high << 4) - 32) * UNEVEN[slow_q4(block, i % 32, 8 + 16 * group)])
+
+
 SLOW = {
+    "Q2_K": (10, 256, 84, [80, 82], slow_q2_k),
+    "Q3_K": (11, 256, 110, [108], slow_q3_k),
+    "IQ4_NL": (20, 32, 18, [0], lambda b, i: f32(half(b, 0) * UNEVEN[slow_q4(b, i, 2)])),
+    "IQ4_XS": (23, 256, 136, [0], slow_iq4_xs),
     "Q4_0": (2, 32, 18, [0], lambda b, i: f32(half(b, 0) * (slow_q4(b, i, 2) - 8))),
     "Q4_1": (3, 32, 20, [0, 2], lambda b, i: f32(half(b, 0) * slow_q4(b, i, 4) + half(b, 2))),
     "Q5_0": (6, 32, 22, [0], lambda b, i: f32(half(b, 0) * (slow_q5(b, i, 2) - 16))),
@@ -261,7 +289,7 @@ HOSTILE = {
     "ends inside metadata key 's'": gguf([text("s") + struct.pack("<IQ", 8, HUGE)], [], b""),
     "alignment": gguf([entry("general.alignment", 4, 48)], [], b""),
     "alignment is not": gguf([entry("general.alignment", 8, "32")], [], b""),
-    "has type 10, which": gguf([], [info("w", (256,), 10, 0)], bytes(84)),
+    "has type 9, which": gguf([], [info("w", (256,), 9, 0)], bytes(84)),
     "has type 4294967295, which": gguf([], [info("w", (256,), 2**32 - 1, 0)], bytes(84)),
     "has 0 dimensions": gguf([], [info("w", (), 0, 0)], bytes(64)),
     "has 5 dimensions": gguf([], [info("w", (1,) * 5, 0, 0)], bytes(64)),

@@ -39,9 +39,9 @@ def converting(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
             progress(1, 1)
         return tiny.model()
 
-    monkeypatch.setattr(store, "read_gguf", lambda path: path)
+    monkeypatch.setattr(store, "read_checkpoint", lambda path: path)
     monkeypatch.setattr(store, "convert", convert)
-    monkeypatch.setattr(store.Tokenizer, "from_gguf", lambda gguf: tiny.tokenizer())
+    monkeypatch.setattr(store, "tokenizer_of", lambda checkpoint: tiny.tokenizer())
     monkeypatch.setattr(store.fetch, "ensure_gguf", lambda name, **kwargs: folder / "weights.gguf")
     monkeypatch.setattr(store.fetch, "verify_gguf", lambda name: "0" * 64)
     monkeypatch.setitem(store.PINNED, NAME, store.weights_hash_of(tiny.model()).hex())

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from nacz import tokens
 from nacz.errors import CorruptDataError, ModelError
 from nacz.tokens import Tokenizer
+from nacz.vocabularies import from_gguf
 from nacz.weights.fetch import ensure_gguf
 from nacz.weights.gguf import GGUFFile, read_gguf
 
@@ -84,7 +85,7 @@ def metadata(**changes: Any) -> dict[str, Any]:
 
 
 def small(**changes: Any) -> Tokenizer:
-    return Tokenizer.from_gguf(GGUFFile(Path("small.gguf"), 3, metadata(**changes), {}))
+    return from_gguf(GGUFFile(Path("small.gguf"), 3, metadata(**changes), {}))
 
 
 SMALL = small()
@@ -268,7 +269,7 @@ def test_a_damaged_blob_is_refused_or_read_but_never_a_traceback() -> None:
 
 
 @pytest.mark.parametrize(("changes", "cause"), [
-    ({"model": "llama"}, "not byte-level BPE"),
+    ({"model": "t5"}, "neither byte-level BPE"),
     ({"pre": "other"}, "word splitter 'other'"),
     ({"merges": ["t h", "h t"]}, "no tokens for one of its merges"),
     ({"merges": ["th"]}, "no tokens for one of its merges"),
@@ -312,7 +313,7 @@ def test_decoding_imports_no_library() -> None:
 
 @pytest.fixture(scope="module")
 def real() -> Tokenizer:
-    return Tokenizer.from_gguf(read_gguf(ensure_gguf()))
+    return from_gguf(read_gguf(ensure_gguf()))
 
 
 @pytest.mark.weights

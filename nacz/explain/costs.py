@@ -21,18 +21,8 @@ from nacz.explain.mixture import CHUNK, Mixture, choices
 from nacz.kernels.cdf import TOTAL_BITS
 from nacz.kernels.dispatch import chosen
 from nacz.predictors.members import MEMBERS
-from nacz.predictors.transformer import (
-    Group,
-    Shape,
-    Weights,
-    fitted,
-    forward,
-    make_cache,
-    make_scratch,
-    make_shape,
-    make_trace,
-    make_weights,
-)
+from nacz.predictors.networks import fitted, forward, make_cache, make_scratch, make_shape, make_weights
+from nacz.predictors.transformer import Group, Shape, Weights, make_trace
 from nacz.row_coding import Rows, make_rows
 from nacz.tokens import Tokenizer
 from nacz.weights.store import LoadedModel

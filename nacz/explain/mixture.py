@@ -16,9 +16,10 @@ from nacz.kernels.compile import compiled
 from nacz.predictors.candidates import share_out
 from nacz.predictors.ensemble import adjust, frequencies, learn, make_ensemble, recall_rows, remember_row, seen_at
 from nacz.predictors.members import ALL, BIAS, MEMBERS
+from nacz.predictors.networks import head
 from nacz.predictors.preset import preset
 from nacz.predictors.recall import width
-from nacz.predictors.transformer import Shape, Weights, aligned, head
+from nacz.predictors.transformer import Shape, Weights, aligned
 
 __all__ = ["CHUNK", "Mixture", "Seen", "choices"]
 

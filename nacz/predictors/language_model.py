@@ -19,13 +19,14 @@ from nacz.formats.varint import decode_varint, encode_varint
 from nacz.kernels.attention import BLOCK
 from nacz.kernels.dispatch import chosen
 from nacz.kernels.rope import POSITIONS
-from nacz.lanes import Engine, Progress, cache_bytes, decode_lanes, encode_lanes, lane_lengths
+from nacz.lanes import Engine, Progress, decode_lanes, encode_lanes, lane_lengths
 from nacz.predictors.ensemble import Ensemble, MakeEnsemble, make_ensemble
 from nacz.predictors.learning import MAX_ROWS, Learning
 from nacz.predictors.members import ALL, parse_members
+from nacz.predictors.networks import cache_bytes, fitted, make_shape, make_weights
 from nacz.predictors.preset import preset
 from nacz.predictors.reach import Near, near_of
-from nacz.predictors.transformer import CONTRACT, Shape, fitted, make_shape, make_weights
+from nacz.predictors.transformer import CONTRACT, Shape
 from nacz.segment_coder import (
     LANGUAGE_MODEL,
     CodecOptions,
@@ -35,6 +36,7 @@ from nacz.segment_coder import (
     TrialProgress,
     trial_progress,
 )  # fmt: skip
+from nacz.weights.general import GeneralArchitecture
 from nacz.weights.store import LoadedModel, load_model
 
 # Bits of the parameters' version: an ensemble mixes in; the network learns; some heads see less than the window.
@@ -187,6 +189,10 @@ class LanguageModelCoder:
             raise UsageError(f"too many lanes for a decoder's memory: {lanes}")
         members = effort.members if options.ensemble is None else parse_members(options.ensemble)
         learning = effort.learning if options.learn is None else learning_of(options.learn)
+        if isinstance(model.architecture, GeneralArchitecture):
+            if options.learn:
+                raise UsageError("this kind of model cannot learn while it codes; leave out --learn")
+            learning = None
         if learning is not None:
             learning = learning._replace(layers=min(learning.layers, shape.layers))
         if learning is not None and tokens.size <= lanes * max(1, learning.rows // lanes):
@@ -211,6 +217,8 @@ class LanguageModelCoder:
         shape = make_shape(model.architecture, p.window, p.near)
         if cache_bytes(fitted(shape, int(lane_lengths(p.tokens, p.lanes)[0])), p.lanes) > MAX_CACHE:
             raise CorruptDataError("a segment asks for more memory than any encoder would")
+        if p.learning is not None and isinstance(model.architecture, GeneralArchitecture):
+            raise CorruptDataError("a segment says that a model learns which cannot")
         if p.learning is not None and p.learning.layers > shape.layers:
             raise CorruptDataError("a segment says that more layers learn than there are")
         tokens = decode_lanes(

@@ -1,6 +1,6 @@
 """Where weights come from, what is in their files, and how they become the exact integer model.
 
-The four calls below are what a user's `models` command needs; each imports what it uses when it is called, because some
+The calls below are what a user's `models` command needs; each imports what it uses when it is called, because some
 of it is heavy. Errors are those of `nacz.weights.fetch` and `nacz.weights.store`.
 """
 
@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from nacz.weights.library import Imported
     from nacz.weights.store import Progress
 
-__all__ = ["ModelStatus", "list_models", "path", "pull", "verify"]
+__all__ = ["ModelStatus", "export", "import_model", "imported", "list_models", "path", "pull", "verify"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class ModelStatus:
     """One model that can be fetched. `gguf`, `exact`: its files in the cache folder, None when they are not there.
 
     `download_size`: bytes. `exact` is what is loaded; it is made from `gguf`, which may be gone afterwards.
+    `languages`: of most of what it was trained on. `bpb`, `speed`: as `nacz models measure` finds them.
     """
 
     name: str
@@ -28,6 +30,9 @@ class ModelStatus:
     download_size: int
     gguf: Path | None
     exact: Path | None
+    languages: str = ""
+    bpb: float = 0.0
+    speed: float = 0.0
 
 
 def list_models() -> tuple[ModelStatus, ...]:
@@ -44,16 +49,41 @@ def list_models() -> tuple[ModelStatus, ...]:
             model.wheel_size,
             there(fetch.gguf_path(model.name)),
             there(store.exact_path(model.name)),
+            model.languages,
+            model.bpb,
+            model.speed,
         )
         for model in fetch.known_models()
     )
 
 
+def imported() -> tuple[Imported, ...]:
+    """Every model that was imported on this machine, by name."""
+    from nacz.weights import library
+
+    return library.imported()
+
+
+def import_model(source: str | Path, name: str | None = None, progress: Progress | None = None) -> Imported:
+    """Turn a GGUF file or a folder with safetensors into an exact model and keep it under a name; see
+    `nacz.weights.library.import_model` for what is raised."""
+    from nacz.weights import library
+
+    return library.import_model(source, name, progress)
+
+
+def export(name: str, target: str | Path, overwrite: bool = False) -> Path:
+    """Copy a model to a file that is all that decoding needs; see `nacz.weights.library.export_model`."""
+    from nacz.weights import library
+
+    return library.export_model(name, target, overwrite)
+
+
 def path(name: str | None = None) -> Path:
     """Where the converted model (None: the default) is, or will be."""
-    from nacz.weights import fetch, store
+    from nacz.weights import fetch, library, store
 
-    return store.exact_path(name or fetch.DEFAULT)
+    return library.find(name or "") or store.exact_path(name or fetch.DEFAULT)
 
 
 def pull(name: str | None = None, progress: Progress | None = None) -> Path | None:
@@ -74,9 +104,12 @@ def verify(name: str | None = None) -> dict[Path, str]:
     ModelMismatchError and ModelError when one is not what it should be.
     """
     from nacz.errors import ModelMissingError
-    from nacz.weights import fetch, store
+    from nacz.weights import fetch, library, store
 
     name = name or fetch.DEFAULT
+    brought = library.find(name)
+    if brought is not None:
+        return {brought: store.check_file(brought)}
     found = {}
     exact = store.exact_path(name)
     if exact.exists():

@@ -1,4 +1,4 @@
-"""The exact integer model: its architecture, its arrays, and how a GGUF of the Llama family becomes one.
+"""The exact integer model: its architecture, its arrays, and how a model of the Llama family becomes one.
 
 Orthogonal rotations are folded into the weights so that 8-bit activations are enough (QuaRot, arXiv 2404.00456): norm
 gains go into the next matrix, the residual stream and the hidden vector of the feed-forward block are mixed by
@@ -7,33 +7,42 @@ Hadamard. Weights are then rounded to int8 with one step per output channel, emb
 
 The result is bit-deterministic: elementwise float64 in a fixed order, no sums over an axis, no BLAS, no libm.
 
-Knows tensors of GGUF files by name. Does not know files of its own (`nacz.weights.store`) nor how the model is run.
+This is the plain kind: heads of 64, as many as fill the residual stream, no biases. `nacz.weights.general` has more.
+
+Knows tensors of a checkpoint by name. Does not know files of its own (`nacz.weights.store`) nor how the model is run.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nacz.errors import ModelError
 from nacz.kernels.gemm import pack
-from nacz.kernels.rope import STEP, rope_tables
-from nacz.weights.gguf import GGUFFile, dequantise
+from nacz.kernels.rope import STEP, tables_of
+from nacz.weights.checkpoint import Checkpoint
 
 Floats = NDArray[np.float64]
 HEAD = 64
 CONVERSION = 1  # version of the conversion: part of the names of converted files, raised when the result changes
 
-_PIECE = 2048  # rows of the embedding or the head that are converted at a time
+PIECE = 2048  # rows of the embedding or the head that are converted at a time
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Shape of a Llama-family model. All sizes in elements; `rope_base` and `eps` as in the model card."""
+    """Shape of a Llama-family model. All sizes in elements; `rope_base` and `eps` as in the model card.
+
+    `FILE_VERSION`, `SHAPE`: of files that hold such a model (see nacz.weights.store).
+    """
+
+    FILE_VERSION: ClassVar[int] = 1
+    SHAPE: ClassVar[struct.Struct] = struct.Struct("<7Idd")
 
     layers: int
     dim: int
@@ -64,6 +73,31 @@ class Architecture:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def to_bytes(self) -> bytes:
+        """The shape as files hold it: sizes, then rope_base and eps."""
+        sizes = self.layers, self.dim, self.heads, self.kv_heads, self.ffn, self.vocab, self.context
+        return self.SHAPE.pack(*sizes, self.rope_base, self.eps)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Architecture:
+        """Read what `to_bytes` wrote; anything else of this size gives a shape that `check` refuses or not."""
+        return cls(*cls.SHAPE.unpack(data))
+
+    def layout(self) -> dict[str, tuple[str, int]]:
+        """See `array_layout`."""
+        matrices = {
+            "qkv": (self.layers * (self.dim + 2 * self.kv_heads * HEAD), self.dim),
+            "out": (self.layers * self.dim, self.dim),
+            "gate_up": (self.layers * 2 * self.ffn, self.dim),
+            "down": (self.layers * self.dim, self.ffn),
+            "head": (self.vocab, self.dim),
+        }
+        layout = {"embed": ("<i2", self.vocab * self.dim), "embed_step": ("<f4", self.vocab)}
+        for name, (channels, terms) in matrices.items():
+            layout |= of_matrix(name, channels, terms)
+        layout["rope"] = ("<f4", 2 * STEP * 2 * (HEAD // 2))
+        return layout
+
 
 @dataclass(frozen=True)
 class ExactModel:
@@ -79,18 +113,12 @@ def array_layout(arch: Architecture) -> dict[str, tuple[str, int]]:
 
     All arrays are flat. Weights are packed per layer (`kernels.gemm.pack`), `_step` and `_sum` are per output channel.
     """
-    matrices = {
-        "qkv": (arch.layers * (arch.dim + 2 * arch.kv_heads * HEAD), arch.dim),
-        "out": (arch.layers * arch.dim, arch.dim),
-        "gate_up": (arch.layers * 2 * arch.ffn, arch.dim),
-        "down": (arch.layers * arch.dim, arch.ffn),
-        "head": (arch.vocab, arch.dim),
-    }
-    layout = {"embed": ("<i2", arch.vocab * arch.dim), "embed_step": ("<f4", arch.vocab)}
-    for name, (channels, terms) in matrices.items():
-        layout |= {name: ("|i1", channels * terms), f"{name}_step": ("<f4", channels), f"{name}_sum": ("<i4", channels)}
-    layout["rope"] = ("<f4", 2 * STEP * 2 * (HEAD // 2))
-    return layout
+    return arch.layout()
+
+
+def of_matrix(name: str, channels: int, terms: int) -> dict[str, tuple[str, int]]:
+    """The arrays of one matrix, or of one in each layer."""
+    return {name: ("|i1", channels * terms), f"{name}_step": ("<f4", channels), f"{name}_sum": ("<i4", channels)}
 
 
 def factors(n: int) -> tuple[int, int, int]:
@@ -138,10 +166,13 @@ def _over_last_axis(x: Floats, mix: Callable[[Floats], None], scale: np.float64)
     return out
 
 
-def mix_residual(x: Floats) -> Floats:
-    """[N, K] with the orthogonal, symmetric rotation of the residual stream applied over the last axis."""
+def mix_residual(x: Floats, most: int = 2) -> Floats:
+    """[N, K] with the orthogonal, symmetric rotation of the residual stream applied over the last axis, which uses at
+    most so many factors of three."""
     n = x.shape[-1]
-    two, threes, rest = factors(n)
+    two, threes, _ = factors(n)
+    threes = min(threes, most)
+    rest = n // (two * 3**threes)
 
     def mix(y: Floats) -> None:
         _hadamard(y.reshape(n // (two * rest), two, -1))
@@ -175,73 +206,57 @@ def _mix_heads(x: Floats) -> Floats:
     return _over_last_axis(x, lambda y: _hadamard(y.reshape(heads, HEAD, -1)), np.float64(8.0))
 
 
-def _steps(weights: Floats, largest: float) -> tuple[NDArray[np.float32], Floats]:
+def steps_of(weights: Floats, largest: float) -> tuple[NDArray[np.float32], Floats]:
     """Per row of [N, K]: (float32[N] steps that bring the largest magnitude to `largest`, weights / step rounded)."""
     step = (np.max(np.abs(weights), axis=1) / largest).astype(np.float32)
     step = np.where(step == 0, np.float32(1.0), step)
     return step, np.rint(weights / step.astype(np.float64)[:, None])
 
 
-def _half_split(weights: Floats, heads: int) -> Floats:
-    """Rows from GGUF's interleaved rotary pairs (2 i, 2 i + 1) to halves (i, i + 32) within each head."""
-    n, k = weights.shape
-    return weights.reshape(heads, HEAD // 2, 2, k).swapaxes(1, 2).reshape(n, k)
+class Arrays:
+    """The arrays of a model that is being made, by name."""
+
+    def __init__(self, layout: dict[str, tuple[str, int]]) -> None:
+        self.arrays = {name: np.zeros(count, dtype) for name, (dtype, count) in layout.items()}
+
+    def put(self, name: str, first: int, weights: Floats) -> None:
+        """Channels from `first` on (a multiple of 64): [N, K] to packed int8, and row sums that undo a zero point."""
+        n, k = weights.shape
+        step, rounded = steps_of(weights, 127.0)
+        q = np.clip(rounded, -127, 127).astype(np.int8)
+        self.arrays[name][first * k : (first + n) * k] = pack(q)
+        self.arrays[f"{name}_step"][first : first + n] = step
+        self.arrays[f"{name}_sum"][first : first + n] = q.sum(axis=1, dtype=np.int32)
+
+    def put_embedding(self, first: int, rows: Floats) -> None:
+        """Rows of the embedding from `first` on, as int16."""
+        n, k = rows.shape
+        step, rounded = steps_of(rows, 32767.0)
+        self.arrays["embed"][first * k : (first + n) * k] = rounded.astype(np.int16).reshape(-1)
+        self.arrays["embed_step"][first : first + n] = step
 
 
-def architecture_of(gguf: GGUFFile) -> Architecture:
-    """The shape that a GGUF file declares. Raises ModelError for another architecture or an unsupported shape."""
-    kind = gguf.text("general.architecture")
-    if kind != "llama":
-        raise ModelError(f"{gguf.path}: architecture {kind!r} is not supported, only 'llama'")
-    arch = Architecture(
-        layers=gguf.integer("llama.block_count"),
-        dim=gguf.integer("llama.embedding_length"),
-        heads=gguf.integer("llama.attention.head_count"),
-        kv_heads=gguf.integer("llama.attention.head_count_kv"),
-        ffn=gguf.integer("llama.feed_forward_length"),
-        vocab=gguf.tensor("token_embd.weight").shape[0],
-        context=gguf.integer("llama.context_length"),
-        rope_base=gguf.number("llama.rope.freq_base"),
-        eps=gguf.number("llama.attention.layer_norm_rms_epsilon"),
-    )
-    arch.check()
-    return arch
-
-
-def convert(gguf: GGUFFile, tokenizer: bytes, progress: Callable[[int, int], None] | None = None) -> ExactModel:
-    """Turn a Llama-family GGUF into an exact model. `progress(done, total)` counts layers, the embedding being two."""
-    arch = architecture_of(gguf)
-
-    def get32(name: str, *shape: int) -> NDArray[np.float32]:
-        tensor = gguf.tensor(name)
-        if tensor.shape != shape:
-            raise ModelError(f"{gguf.path}: tensor {name} has shape {tensor.shape}, expected {shape}")
-        return dequantise(tensor)
+def convert(
+    checkpoint: Checkpoint, arch: Architecture, tokenizer: bytes, progress: Callable[[int, int], None] | None = None
+) -> ExactModel:
+    """Turn a checkpoint of a plain shape into an exact model. `progress(done, total)` counts layers, the embedding
+    being two."""
 
     def get(name: str, *shape: int) -> Floats:
-        return get32(name, *shape).astype(np.float64)
+        return checkpoint.get(name, *shape).astype(np.float64)
 
     def done(count: int) -> None:
         if progress is not None:
             progress(count, arch.layers + 2)
 
-    arrays = {name: np.empty(count, dtype) for name, (dtype, count) in array_layout(arch).items()}
-
-    def put(name: str, first: int, weights: Floats) -> None:
-        """Channels from `first` on (a multiple of 16): [N, K] to packed int8, and row sums that undo a zero point."""
-        n, k = weights.shape
-        step, rounded = _steps(weights, 127.0)
-        q = np.clip(rounded, -127, 127).astype(np.int8)
-        arrays[name][first * k : (first + n) * k] = pack(q)
-        arrays[f"{name}_step"][first : first + n] = step
-        arrays[f"{name}_sum"][first : first + n] = q.sum(axis=1, dtype=np.int32)
-
+    made = Arrays(array_layout(arch))
+    put = made.put
     kv = arch.kv_heads * HEAD
     for layer in range(arch.layers):
         p = f"blk.{layer}."
         gain = get(p + "attn_norm.weight", arch.dim)
-        q = _half_split(get(p + "attn_q.weight", arch.dim, arch.dim), arch.heads)
-        k = _half_split(get(p + "attn_k.weight", kv, arch.dim), arch.kv_heads)
+        q = get(p + "attn_q.weight", arch.dim, arch.dim)
+        k = get(p + "attn_k.weight", kv, arch.dim)
         v = _mix_heads(get(p + "attn_v.weight", kv, arch.dim).T).T
         put("qkv", layer * (arch.dim + 2 * kv), mix_residual(np.concatenate([q, k, v]) * gain))
         o = _mix_heads(get(p + "attn_output.weight", arch.dim, arch.dim))
@@ -252,17 +267,15 @@ def convert(gguf: GGUFFile, tokenizer: bytes, progress: Callable[[int, int], Non
         down = mix_hidden(get(p + "ffn_down.weight", arch.dim, arch.ffn))
         put("down", layer * arch.dim, mix_residual(down.T).T)
         done(layer + 1)
-    arrays["rope"][:] = rope_tables(arch.rope_base, HEAD // 2).reshape(-1)
+    made.arrays["rope"][:] = tables_of(list(checkpoint.frequencies)).reshape(-1)
     # The two large tables go in pieces: in float64 each would take 226 MB, several times.
-    embedding = get32("token_embd.weight", arch.vocab, arch.dim)
-    for at in range(0, arch.vocab, _PIECE):
-        step, rounded = _steps(mix_residual(embedding[at : at + _PIECE].astype(np.float64)), 32767.0)
-        arrays["embed"][at * arch.dim : (at + _PIECE) * arch.dim] = rounded.astype(np.int16).reshape(-1)
-        arrays["embed_step"][at : at + _PIECE] = step
+    embedding = checkpoint.get("token_embd.weight", arch.vocab, arch.dim)
+    for at in range(0, arch.vocab, PIECE):
+        made.put_embedding(at, mix_residual(embedding[at : at + PIECE].astype(np.float64)))
     done(arch.layers + 1)
-    head = get32("output.weight", arch.vocab, arch.dim) if "output.weight" in gguf.tensors else embedding
+    head = checkpoint.get("output.weight", arch.vocab, arch.dim) if checkpoint.has("output.weight") else embedding
     gain = get("output_norm.weight", arch.dim)
-    for at in range(0, arch.vocab, _PIECE):
-        put("head", at, mix_residual(head[at : at + _PIECE].astype(np.float64) * gain))
+    for at in range(0, arch.vocab, PIECE):
+        put("head", at, mix_residual(head[at : at + PIECE].astype(np.float64) * gain))
     done(arch.layers + 2)
-    return ExactModel(arch, arrays, tokenizer)
+    return ExactModel(arch, made.arrays, tokenizer)

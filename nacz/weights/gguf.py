@@ -1,31 +1,25 @@
 """GGUF files: reading their header, finding their tensors, and turning quantised blocks into float32.
 
-Knows the file layout (versions 2 and 3, little-endian), the block formats of ggml, and that a file may be
+Knows the file layout (versions 2 and 3, little-endian), and that a file may be
 hostile: nothing is allocated because a header asks for it, and everything malformed becomes one `ModelError`.
 Knows nothing of what the tensors mean, of where the file came from, or of the exact integer model.
 
-Dequantising gives the same bits on every machine. It is elementwise: every multiplication and every addition
-is a numpy call of its own, so nothing can be contracted or reordered. Scales are finite half floats (11
-significant bits, at least 2^-24) and quants small integers: every product fits the 24 bits of a float32, so
-at most the last addition rounds, and nothing overflows or is subnormal, whatever flush-to-zero mode another
-library has left switched on. F32 and BF16 are bit copies.
+How blocks become numbers is in `nacz.weights.blocks`.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nacz.errors import ModelError, ModelMissingError
+from nacz.weights.blocks import LAYOUTS, Bytes, Floats, NotFinite
 
-Bytes = NDArray[np.uint8]
-Floats = NDArray[np.float32]
 Value = int | float | bool | str | list[str] | NDArray[Any]
 
 # Real files hold tens of keys and hundreds of tensors; these bounds only keep hostile ones cheap.
@@ -43,15 +37,6 @@ _SCALARS: dict[int, str] = {
 _STRING, _ARRAY = 8, 9
 
 
-class _Layout(NamedTuple):
-    """One tensor type of ggml: `values` weights are stored in `size` bytes and decoded by `decode`."""
-
-    name: str
-    values: int
-    size: int
-    decode: Callable[[Bytes], Floats]
-
-
 @dataclass(frozen=True)
 class Tensor:
     """One tensor of a file. `shape` is in numpy order (rows first); `data`: raw bytes, uint8, 1-D, mapped."""
@@ -64,7 +49,7 @@ class Tensor:
     @property
     def type_name(self) -> str:
         """The type's name as ggml spells it, for example `Q4_1`."""
-        return _LAYOUTS[self.ggml_type].name
+        return LAYOUTS[self.ggml_type].name
 
 
 @dataclass(frozen=True)
@@ -259,7 +244,7 @@ def _read_tensor_info(cursor: _Cursor, what: str) -> tuple[str, tuple[tuple[int,
         raise cursor.fail(f"tensor {name!r} has {n_dims} dimensions")
     shape = tuple(cursor.u64(what) for _ in range(n_dims))[::-1]
     kind, offset = cursor.u32(what), cursor.u64(what)
-    layout = _LAYOUTS.get(kind)
+    layout = LAYOUTS.get(kind)
     if layout is None:
         raise cursor.fail(f"tensor {name!r} has type {kind}, which nacz cannot read")
     count = 1
@@ -275,7 +260,7 @@ def dequantise(tensor: Tensor) -> Floats:
 
     Raises ModelError when a scale or a value is infinite or not a number, or when `data` has the wrong size.
     """
-    layout = _LAYOUTS.get(tensor.ggml_type)
+    layout = LAYOUTS.get(tensor.ggml_type)
     if layout is None:
         raise ModelError(f"tensor {tensor.name!r} has type {tensor.ggml_type}, which nacz cannot read")
     out = np.empty(tensor.shape, dtype=np.float32)
@@ -287,131 +272,6 @@ def dequantise(tensor: Tensor) -> Floats:
     for start in range(0, len(blocks), step):
         try:
             flat[start : start + step] = layout.decode(np.ascontiguousarray(blocks[start : start + step]))
-        except _NotFinite:
+        except NotFinite:
             raise ModelError(f"tensor {tensor.name!r} holds values that are not finite") from None
     return out
-
-
-class _NotFinite(Exception):
-    """A scale or a weight is infinite or not a number. Becomes a ModelError that names the tensor."""
-
-
-def _finite(values: Floats) -> Floats:
-    if not np.isfinite(values).all():
-        raise _NotFinite
-    return values
-
-
-def _halves(blocks: Bytes, at: int) -> Floats:
-    """The half float at byte `at` of every block, as a float32 column (n, 1). Exact."""
-    raw = np.ascontiguousarray(blocks[:, at : at + 2]).view("<f2")
-    return _finite(raw.astype(np.float32))
-
-
-def _nibbles(packed: Bytes) -> Bytes:
-    """(n, k) bytes -> (n, 2k): all low halves first, then all high halves, as ggml lays them out."""
-    return np.concatenate([packed & 15, packed >> 4], axis=1)
-
-
-def _fifth_bits(packed: Bytes) -> Bytes:
-    """(n, 4) bytes -> (n, 32): bit j of the little-endian word, moved to the value 16."""
-    return np.unpackbits(packed, axis=1, bitorder="little") << np.uint8(4)
-
-
-def _signed(quants: Bytes, minus: int) -> Floats:
-    """Small unsigned quants less a constant, as exact float32 integers."""
-    return (quants.astype(np.int16) - np.int16(minus)).astype(np.float32)
-
-
-def _f32(blocks: Bytes) -> Floats:
-    return _finite(blocks.view("<f4").astype(np.float32))
-
-
-def _f16(blocks: Bytes) -> Floats:
-    return _finite(blocks.view("<f2").astype(np.float32))
-
-
-def _bf16(blocks: Bytes) -> Floats:
-    return _finite((blocks.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32))
-
-
-def _q4_0(blocks: Bytes) -> Floats:
-    return _halves(blocks, 0) * _signed(_nibbles(blocks[:, 2:]), 8)
-
-
-def _q4_1(blocks: Bytes) -> Floats:
-    product = _halves(blocks, 0) * _nibbles(blocks[:, 4:]).astype(np.float32)
-    return product + _halves(blocks, 2)
-
-
-def _q5_0(blocks: Bytes) -> Floats:
-    return _halves(blocks, 0) * _signed(_nibbles(blocks[:, 6:]) | _fifth_bits(blocks[:, 2:6]), 16)
-
-
-def _q5_1(blocks: Bytes) -> Floats:
-    quants = _nibbles(blocks[:, 8:]) | _fifth_bits(blocks[:, 4:8])
-    product = _halves(blocks, 0) * quants.astype(np.float32)
-    return product + _halves(blocks, 2)
-
-
-def _q8_0(blocks: Bytes) -> Floats:
-    return _halves(blocks, 0) * blocks[:, 2:].view(np.int8).astype(np.float32)
-
-
-def _six_bit_scales(packed: Bytes) -> tuple[Bytes, Bytes]:
-    """(n, 12) bytes -> eight 6-bit scales and eight 6-bit minima per block, each (n, 8)."""
-    low, mid, high = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
-    scales = np.concatenate([low & 63, (high & 15) | ((low >> 6) << 4)], axis=1)
-    minima = np.concatenate([mid & 63, (high >> 4) | ((mid >> 6) << 4)], axis=1)
-    return scales, minima
-
-
-def _affine_k(blocks: Bytes, quants: Bytes) -> Floats:
-    """What Q4_K and Q5_K share: (n, 8, 32) quants times (d * scale), less (dmin * minimum)."""
-    scales, minima = _six_bit_scales(blocks[:, 4:16])
-    scale = _halves(blocks, 0) * scales.astype(np.float32)
-    minimum = _halves(blocks, 2) * minima.astype(np.float32)
-    product = scale[:, :, None] * quants.astype(np.float32)
-    return (product - minimum[:, :, None]).reshape(len(blocks), 256)
-
-
-def _q4_k(blocks: Bytes) -> Floats:
-    packed = blocks[:, 16:].reshape(-1, 4, 1, 32)
-    quants = np.concatenate([packed & 15, packed >> 4], axis=2).reshape(-1, 8, 32)
-    return _affine_k(blocks, quants)
-
-
-def _q5_k(blocks: Bytes) -> Floats:
-    packed = blocks[:, 48:].reshape(-1, 4, 1, 32)
-    quants = np.concatenate([packed & 15, packed >> 4], axis=2).reshape(-1, 8, 32)
-    # Bit g of the byte for column j is the fifth bit of value j of group g.
-    groups = np.arange(8, dtype=np.uint8).reshape(1, 8, 1)
-    fifth = (blocks[:, 16:48].reshape(-1, 1, 32) >> groups) & np.uint8(1)
-    return _affine_k(blocks, quants | (fifth << np.uint8(4)))
-
-
-def _q6_k(blocks: Bytes) -> Floats:
-    n = len(blocks)
-    low = blocks[:, :128].reshape(n, 2, 2, 32)  # half of the block, column group, column
-    low = np.concatenate([low & 15, low >> 4], axis=2)
-    shifts = np.arange(0, 8, 2, dtype=np.uint8).reshape(1, 1, 4, 1)
-    high = (blocks[:, 128:192].reshape(n, 2, 1, 32) >> shifts) & np.uint8(3)
-    quants = _signed(low | (high << np.uint8(4)), 32).reshape(n, 16, 16)
-    scales = blocks[:, 192:208].view(np.int8).astype(np.float32)
-    scale = _halves(blocks, 208) * scales
-    return (scale[:, :, None] * quants).reshape(n, 256)
-
-
-_LAYOUTS: dict[int, _Layout] = {
-    0: _Layout("F32", 1, 4, _f32),
-    1: _Layout("F16", 1, 2, _f16),
-    2: _Layout("Q4_0", 32, 18, _q4_0),
-    3: _Layout("Q4_1", 32, 20, _q4_1),
-    6: _Layout("Q5_0", 32, 22, _q5_0),
-    7: _Layout("Q5_1", 32, 24, _q5_1),
-    8: _Layout("Q8_0", 32, 34, _q8_0),
-    12: _Layout("Q4_K", 256, 144, _q4_k),
-    13: _Layout("Q5_K", 256, 176, _q5_k),
-    14: _Layout("Q6_K", 256, 210, _q6_k),
-    30: _Layout("BF16", 1, 2, _bf16),
-}

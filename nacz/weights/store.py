@@ -4,7 +4,7 @@ A file holds one model: a small header, the arrays, the tokenizer. Loading maps 
 numbers are little-endian:
 
     magic            8   89 4E 41 43 5A 57 0D 0A  (\\x89 N A C Z W CR LF)
-    version          u32 1
+    version          u32 1 for a plain model, 2 for a general one (nacz.weights.general)
     header size      u32 of what follows the next field, at most 64 KB
     header checksum  u64 XXH3-64 of the header
     header:
@@ -14,7 +14,7 @@ numbers are little-endian:
       tokenizer hash   32  sha256 of the serialised tokenizer
       tokenizer size   u64
       description:
-        layers dim heads kv_heads ffn vocab context  7 x u32, then rope_base and eps as f64
+        layers dim heads kv_heads ffn vocab context  7 x u32, then rope_base and eps as f64; more in version 2
         number of arrays u32; for each: length of its name u8, name, dtype as numpy spells it (3 bytes), elements u64
     arrays, then the tokenizer, in that order: each begins at the next multiple of 64 bytes, with zeros before it
 
@@ -48,12 +48,14 @@ from nacz.errors import ModelError, ModelMismatchError, ModelMissingError
 from nacz.files import atomic_output
 from nacz.tokens import Tokenizer
 from nacz.weights import fetch
-from nacz.weights.exact import CONVERSION, Architecture, ExactModel, array_layout, convert
-from nacz.weights.gguf import read_gguf
+from nacz.weights.checkpoint import Checkpoint, read_checkpoint
+from nacz.weights.conversion import convert, tokenizer_of
+from nacz.weights.exact import CONVERSION, Architecture, ExactModel, array_layout
+from nacz.weights.general import GeneralArchitecture
 from nacz.weights.pinned import PINNED
 
 MAGIC = b"\x89NACZW\r\n"
-VERSION = 1
+SHAPES: dict[int, type[Architecture]] = {shape.FILE_VERSION: shape for shape in (Architecture, GeneralArchitecture)}
 SUFFIX = ".naczw"
 ALIGNMENT = 64
 
@@ -62,10 +64,10 @@ Progress = Callable[[str, int, int], None]
 
 _PREAMBLE = struct.Struct("<8sIIQ")
 _FIXED = struct.Struct("<QQ32s32sQ")
-_SHAPE = struct.Struct("<7Idd")
 _MAX_HEADER = 1 << 16
 _MAX_TOKENIZER = 1 << 28
 _MAX_STEP = 16.0
+_MAX_BIAS = 65536.0
 _GGUF_MAGIC = b"GGUF"
 _STALE_SECONDS = 24 * 3600.0
 
@@ -140,6 +142,35 @@ def in_memory(model: ExactModel) -> LoadedModel:
     return _parse(data, None)
 
 
+def is_converted(path: Path) -> bool:
+    """Whether a file begins as converted models do. Raises ModelError when it cannot be read."""
+    return _magic_of(path) == MAGIC
+
+
+def hashes_of(path: Path) -> tuple[bytes, bytes]:
+    """(weights hash, tokenizer hash), 32 bytes each, that a file's header names; the rest of it is not read. Raises
+    ModelMissingError and ModelError."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_PREAMBLE.size + _MAX_HEADER)
+    except FileNotFoundError:
+        raise ModelMissingError(f"{path}: no such model file") from None
+    except OSError as err:
+        raise ModelError(f"{path}: cannot be read: {err.strerror or err}") from None
+    if len(head) >= _PREAMBLE.size + _FIXED.size:
+        magic, version, body_size, body_hash = _PREAMBLE.unpack_from(head)
+        body = head[_PREAMBLE.size : _PREAMBLE.size + body_size]
+        if magic == MAGIC and version in SHAPES and xxhash.xxh3_64_intdigest(body) == body_hash:
+            _, _, weights_hash, tokenizer_hash, _ = _FIXED.unpack_from(body)
+            return weights_hash, tokenizer_hash
+    raise ModelError(f"{path}: not a usable converted model")
+
+
+def tokenizer_hash_of(model: ExactModel) -> bytes:
+    """sha256 of the serialised tokenizer, 32 bytes."""
+    return hashlib.sha256(model.tokenizer).digest()
+
+
 def weights_hash_of(model: ExactModel) -> bytes:
     """sha256 of the description and the arrays, 32 bytes, computed anew. Raises ModelError as `save` does."""
     digest = hashlib.sha256(_description(model.architecture))
@@ -150,9 +181,8 @@ def weights_hash_of(model: ExactModel) -> bytes:
 
 def _description(arch: Architecture) -> bytes:
     """Architecture and array table as bytes: the same for the same model wherever it is made."""
-    sizes = arch.layers, arch.dim, arch.heads, arch.kv_heads, arch.ffn, arch.vocab, arch.context
     layout = array_layout(arch)
-    out = _SHAPE.pack(*sizes, arch.rope_base, arch.eps) + struct.pack("<I", len(layout))
+    out = arch.to_bytes() + struct.pack("<I", len(layout))
     for name, (dtype, count) in layout.items():
         out += struct.pack("<B", len(name)) + name.encode("ascii") + dtype.encode("ascii") + struct.pack("<Q", count)
     return out
@@ -191,7 +221,8 @@ def _header(model: ExactModel) -> tuple[bytes, bytes]:
     tokenizer_hash = hashlib.sha256(model.tokenizer).digest()
     fixed = _FIXED.pack(end, data_hash.intdigest(), weights_hash, tokenizer_hash, len(model.tokenizer))
     body = fixed + description
-    return _PREAMBLE.pack(MAGIC, VERSION, len(body), xxhash.xxh3_64_intdigest(body)) + body, weights_hash
+    version = model.architecture.FILE_VERSION
+    return _PREAMBLE.pack(MAGIC, version, len(body), xxhash.xxh3_64_intdigest(body)) + body, weights_hash
 
 
 def _write(model: ExactModel, header: bytes, sink: _Sink) -> None:
@@ -211,15 +242,16 @@ def _parse(data: mmap.mmap, path: Path | None) -> LoadedModel:
     magic, version, body_size, body_hash = _PREAMBLE.unpack_from(data)
     if magic != MAGIC:
         raise fail("it does not begin with the right bytes")
-    if version != VERSION:
-        raise fail(f"it has version {version}, this release knows {VERSION}")
-    if not _FIXED.size + _SHAPE.size <= body_size <= _MAX_HEADER or len(data) < _PREAMBLE.size + body_size:
+    kind = SHAPES.get(version)
+    if kind is None:
+        raise fail(f"it has version {version}, this release knows {max(SHAPES)}")
+    if not _FIXED.size + kind.SHAPE.size <= body_size <= _MAX_HEADER or len(data) < _PREAMBLE.size + body_size:
         raise fail("its header has an impossible size")
     body = data[_PREAMBLE.size : _PREAMBLE.size + body_size]
     if xxhash.xxh3_64_intdigest(body) != body_hash:
         raise fail("its header is damaged")
     size, data_hash, weights_hash, tokenizer_hash, tokenizer_size = _FIXED.unpack_from(body)
-    arch = Architecture(*_SHAPE.unpack_from(body, _FIXED.size))
+    arch = kind.from_bytes(body[_FIXED.size : _FIXED.size + kind.SHAPE.size])
     arch.check()
     # The layout follows from the architecture, so the table has nothing to say: it must be the expected one.
     if body[_FIXED.size :] != _description(arch) or tokenizer_size > _MAX_TOKENIZER:
@@ -243,6 +275,8 @@ def _parse(data: mmap.mmap, path: Path | None) -> LoadedModel:
     for key, array in views.items():
         if key.endswith("_step") and not (array.min() >= 0.0 and array.max() <= _MAX_STEP):
             raise fail(f"array {key} holds steps out of range")
+        if key.endswith(("_bias", "_gain")) and array.size and not np.abs(array).max() <= _MAX_BIAS:
+            raise fail(f"array {key} holds values out of range")
     if not np.abs(views["rope"]).max() <= 1.0:
         raise fail("array rope holds values out of range")
     name = next((known for known, pin in PINNED.items() if pin == weights_hash.hex()), "")
@@ -260,7 +294,8 @@ def exact_path(name: str = fetch.DEFAULT) -> Path:
 def load_model(
     name_or_path: str | Path | None = None, *, offline: bool = False, progress: Progress | None = None
 ) -> LoadedModel:
-    """The model of a known name (None: the default), or in a file: a converted model, or a GGUF of the Llama family.
+    """The model of a known name (None: the default) or of an imported one, or in a file: a converted model, a GGUF of a
+    family that nacz knows, or a folder with safetensors.
 
     Fetches and converts what is missing, and keeps it in the cache folder; where that cannot be written, the converted
     model lives in memory. `offline` never starts a download. `progress(stage, done, total)` is called from this thread.
@@ -270,16 +305,15 @@ def load_model(
     known = [model.name for model in fetch.known_models()]
     if name_or_path is None or name_or_path in known:
         return _known(str(name_or_path or fetch.DEFAULT), offline, progress)
-    path = Path(name_or_path)
-    try:
-        with path.open("rb") as file:
-            magic = file.read(len(MAGIC))
-    except FileNotFoundError:
-        names = ", ".join(known)
-        raise ModelMissingError(f"{path}: no model has this name (known: {names}) and no file is there") from None
-    except OSError as err:
-        raise ModelError(f"{path}: cannot be read: {err.strerror or err}") from None
-    if not magic.startswith(_GGUF_MAGIC):
+    from nacz.weights import library
+
+    path = library.find(str(name_or_path)) or Path(name_or_path)
+    if not path.exists():
+        names = ", ".join([*known, *(model.name for model in library.imported())])
+        raise ModelMissingError(f"{path}: no model has this name (known: {names}) and no file is there")
+    if path.is_dir():
+        return in_memory(_converted(path, progress))
+    if not _magic_of(path).startswith(_GGUF_MAGIC):
         return load(path)
     # The name is made of the content: another file under the same path is another model.
     kept = fetch.model_dir() / f"gguf-{_sha256(path)[:32]}.{CONVERSION}{SUFFIX}"
@@ -298,9 +332,14 @@ def check_exact(name: str = fetch.DEFAULT) -> str:
 
     Raises ModelMissingError when it is not there, ModelMismatchError when it is not the known one, and ModelError.
     """
-    model = load(exact_path(name))
+    return check_file(exact_path(name), PINNED.get(name))
+
+
+def check_file(path: Path, pin: str | None = None) -> str:
+    """The same for a file, which may have to have a certain weights hash (hex)."""
+    model = load(path)
     found = weights_hash_of(model).hex()
-    if found != model.weights_hash.hex() or found != PINNED.get(name, found):
+    if found != model.weights_hash.hex() or found != (pin or found):
         raise ModelMismatchError(f"{model.path}: sha256 {found[:16]}... is not the known one; delete the file")
     model.vocabulary  # noqa: B018  # compares the tokenizer's hash
     return found
@@ -325,9 +364,21 @@ def _known(name: str, offline: bool, progress: Progress | None) -> LoadedModel:
     return _keep(converted, path)
 
 
-def _converted(gguf_path: Path, progress: Progress | None) -> ExactModel:
-    gguf = read_gguf(gguf_path)
-    return convert(gguf, Tokenizer.from_gguf(gguf).to_blob(), _stage(progress, "convert"))
+def _converted(path: Path, progress: Progress | None) -> ExactModel:
+    return converted(read_checkpoint(path), progress)
+
+
+def converted(checkpoint: Checkpoint, progress: Progress | None = None) -> ExactModel:
+    """The exact model of a checkpoint, in memory. Raises ModelError for what cannot be one."""
+    return convert(checkpoint, tokenizer_of(checkpoint).to_blob(), _stage(progress, "convert"))
+
+
+def _magic_of(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC))
+    except OSError as err:
+        raise ModelError(f"{path}: cannot be read: {err.strerror or err}") from None
 
 
 def _keep(model: ExactModel, path: Path) -> LoadedModel:

@@ -1,0 +1,108 @@
+"""One set of functions for both kinds of transformer, plain and general, told apart by the types of shapes.
+
+Compiled callers get the one that fits when they are compiled. Knows that there are two kinds; does not know what either
+computes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nacz.errors import CorruptDataError
+from nacz.kernels.attention import BLOCK
+from nacz.kernels.compile import compiled, overload
+from nacz.predictors import general, transformer
+from nacz.predictors.general import GeneralShape
+from nacz.predictors.reach import Near
+from nacz.predictors.transformer import Cache, Shape
+from nacz.weights.exact import Architecture, ExactModel
+from nacz.weights.general import GeneralArchitecture
+
+__all__ = ["cache_bytes", "fitted", "forward", "head", "make_cache", "make_scratch", "make_shape", "make_weights"]
+
+
+def make_shape(arch: Architecture, window: int, near: Near | None = None) -> Shape:
+    """Shape for a window of `window` positions, of which near heads of a plain model see the newest. A general model's
+    has another type and all that callers ask of a Shape. Raises CorruptDataError when `near` is of another model."""
+    if not isinstance(arch, GeneralArchitecture):
+        return transformer.make_shape(arch, window, near)
+    if near is not None:
+        raise CorruptDataError("a table of near heads of another model")
+    made: Any = general.make_general_shape(arch, window)
+    return made
+
+
+def fitted(shape: Shape, longest: int) -> Shape:
+    """The shape with no more cache blocks than a lane of `longest` tokens fills; what is predicted stays the same."""
+    return transformer.fitted(shape, longest)
+
+
+def make_weights(model: ExactModel) -> Any:
+    """Weights of a model as compiled code takes them."""
+    if isinstance(model.architecture, GeneralArchitecture):
+        return general.make_general_weights(model)
+    return transformer.make_weights(model)
+
+
+def make_cache(shape: Any, lanes: int) -> Cache:
+    """An empty cache."""
+    if isinstance(shape, GeneralShape):
+        return general.make_general_cache(shape, lanes)
+    return transformer.make_cache(shape, lanes)
+
+
+def make_scratch(shape: Any, rows: int) -> Any:
+    """Work space for calls of up to `rows` rows."""
+    if isinstance(shape, GeneralShape):
+        return general.make_general_scratch(shape, rows)
+    return transformer.make_scratch(shape, rows)
+
+
+def cache_bytes(shape: Any, lanes: int) -> int:
+    """Memory that the keys and values of `lanes` lanes take, in bytes."""
+    width = shape.width if isinstance(shape, GeneralShape) else transformer.HEAD
+    return lanes * int(shape.begin[-1]) * BLOCK * (2 * width + 12)
+
+
+def _is_general(shape: Any) -> bool:
+    return getattr(shape, "instance_class", None) is GeneralShape
+
+
+def _forward(kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens: Any, groups: Any, trace: Any) -> None:
+    raise NotImplementedError
+
+
+def _head(kern: Any, shape: Any, w: Any, s: Any, first: Any, m: Any, logits: Any) -> None:
+    raise NotImplementedError
+
+
+@overload(_forward)
+def _typed_forward(kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens: Any, groups: Any, trace: Any) -> Any:
+    run = general.general_forward if _is_general(shape) else transformer.forward
+
+    def call(kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens: Any, groups: Any, trace: Any) -> None:
+        run(kern, shape, w, cache, s, tokens, groups, trace)
+
+    return call
+
+
+@overload(_head)
+def _typed_head(kern: Any, shape: Any, w: Any, s: Any, first: Any, m: Any, logits: Any) -> Any:
+    run = general.general_head if _is_general(shape) else transformer.head
+
+    def call(kern: Any, shape: Any, w: Any, s: Any, first: Any, m: Any, logits: Any) -> None:
+        run(kern, shape, w, s, first, m, logits)
+
+    return call
+
+
+@compiled
+def forward(kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens: Any, groups: Any, trace: Any) -> None:
+    """`forward` of the kind that the shape is of."""
+    _forward(kern, shape, w, cache, s, tokens, groups, trace)
+
+
+@compiled
+def head(kern: Any, shape: Any, w: Any, s: Any, first: int, m: int, logits: Any) -> None:
+    """`head` of the kind that the shape is of."""
+    _head(kern, shape, w, s, first, m, logits)
