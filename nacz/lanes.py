@@ -47,6 +47,7 @@ from nacz.row_coding import (
     HEAD_ROWS,
     distributions,
     intervals,
+    keep_rows,
     logits_and_memories,
     make_bench,
     make_rows,
@@ -173,9 +174,7 @@ class _Encoding:
             else:
                 place -= chunk * self.steps * self.lanes
                 some = slice(place, place + (m - 1) * self.lanes + 1, self.lanes)
-                rows, d, s = self.hidden[chunk % 2], self.shape.dim, worker.scratch
-                rows.a.reshape(-1, d)[some] = s.a[: m * d].reshape(m, d)
-                rows.zero[some], rows.step[some] = s.zero[:m], s.step[:m]
+                keep_rows(worker.scratch, m, self.hidden[chunk % 2], some)
         # Lanes that are done need no cache, but a chunk that is learned from does.
         self.caches[lane] = cache if end < self.lengths[lane] or self.learner else None
         self.idle.put(worker)

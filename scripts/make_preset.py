@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numba
 import numpy as np
+from nacz.kernels.attention import BLOCK
 from nacz.kernels.cdf import fix_logits
 from nacz.kernels.dispatch import chosen
 
@@ -26,6 +27,7 @@ from nacz.predictors import ensemble, preset
 from nacz.predictors.ensemble import adjust, frequencies, learn, recall_rows, remember_row, seen_at
 from nacz.predictors.language_model import EFFORTS, default_lanes
 from nacz.predictors.members import ALL
+from nacz.predictors.reach import near_of
 from nacz.predictors.recall import width
 from nacz.predictors.transformer import (
     Group,
@@ -39,7 +41,7 @@ from nacz.predictors.transformer import (
     make_trace,
     make_weights,
 )
-from nacz.row_coding import HEAD_ROWS, Rows
+from nacz.row_coding import HEAD_ROWS, Rows, keep_rows, make_rows
 from nacz.weights.store import LoadedModel, load_model
 
 TARGET = Path(__file__).resolve().parent.parent / "formats" / "ensemble-0.bin"
@@ -77,17 +79,18 @@ class Said(NamedTuple):
     what: Any
 
 
-def hidden_states(model: LoadedModel, data: bytes, path: Path) -> Any:
-    """Tokens, lane lengths and hidden rows (a, zero, step), lane after lane."""
+def hidden_states(model: LoadedModel, data: bytes, path: Path) -> tuple[Any, Any, Rows]:
+    """Tokens, lane lengths and hidden rows, lane after lane."""
     if path.exists():
-        found = np.load(path)
-        return found["tok"], found["lens"], found["A"], found["Z"], found["S"]
+        kept = np.load(path)
+        return kept["tokens"], kept["lengths"], Rows(*(kept[name] for name in Rows._fields))
     effort = EFFORTS[6]
+    near = near_of(model.name, effort.near[1], effort.near[0] // BLOCK)
+    shape, weights = make_shape(model.architecture, effort.near[0], near), make_weights(model)
     tokens = model.vocabulary.encode(data)
-    lengths = lane_lengths(tokens.size, default_lanes(tokens.size, effort.window, effort.lane_tokens))
-    shape, weights = make_shape(model.architecture, effort.window), make_weights(model)
-    a, zero = np.empty((tokens.size, shape.dim), np.uint8), np.empty(tokens.size, np.int32)
-    step, rows = np.empty(tokens.size, np.float32), 128
+    seen = BLOCK * int(shape.begin[-1]) // shape.reach.size
+    lengths = lane_lengths(tokens.size, default_lanes(tokens.size, seen, effort.lane_tokens))
+    found, rows = make_rows(shape, tokens.size), 128
     scratch, trace = make_scratch(shape, rows), make_trace(shape, shape.layers, 0)
     for start, length in zip(np.cumsum(lengths) - lengths, lengths, strict=True):
         cache, inputs = make_cache(shape, 1), np.empty(length, np.int32)
@@ -97,11 +100,9 @@ def hidden_states(model: LoadedModel, data: bytes, path: Path) -> Any:
             groups = Group(*(np.array([v], np.int64) for v in (0, 0, m, at)))
             where = trace._replace(row=np.arange(m))
             forward(chosen()[1], shape, weights, cache, scratch, inputs[at : at + m], groups, where)
-            some = slice(start + at, start + at + m)
-            a[some] = scratch.a[: m * shape.dim].reshape(m, -1)
-            zero[some], step[some] = scratch.zero[:m], scratch.step[:m]
-    np.savez(path, tok=tokens, lens=lengths, A=a, Z=zero, S=step)
-    return tokens, lengths, a, zero, step
+            keep_rows(scratch, m, found, slice(start + at, start + at + m))
+    np.savez(path, tokens=tokens, lengths=lengths, **found._asdict())
+    return tokens, lengths, found
 
 
 @numba.njit(error_model="numpy")
@@ -159,13 +160,14 @@ def _listen(
     return n_candidates, n_evidence
 
 
-def listen(shape: Shape, weights: Any, start: Any, tokens: Any, lengths: Any, a: Any, zero: Any, step: Any) -> Said:
+def listen(shape: Shape, weights: Any, start: Any, tokens: Any, lengths: Any, hidden: Rows) -> Said:
     """What an ensemble that starts with `start` says of a text."""
     n, lanes = tokens.size, lengths.size
     starts = lane_starts(n, lanes)
     order = starts[np.arange(n) % lanes] + np.arange(n) // lanes
-    rows = Rows(aligned(n * shape.dim, np.uint8), aligned(n, np.int32), aligned(n, np.float32))
-    rows.a[:], rows.zero[:], rows.step[:] = a[order].ravel(), zero[order], step[order]
+    rows = make_rows(shape, n)
+    for to, kept in zip(rows, hidden, strict=True):
+        to.reshape(n, -1)[:] = kept.reshape(n, -1)[order]
     e = ensemble.make_ensemble(ALL, starts, HEAD_ROWS, shape.dim, shape.vocab, start)
     said = Said(
         np.zeros(n, np.int32), np.zeros(n, np.int32), np.full(n, -1, np.int32), np.zeros(n, np.float32),
