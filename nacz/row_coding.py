@@ -158,9 +158,10 @@ def logits_and_memories(
 ) -> None:  # fmt: skip
     """Fixed-point logits of the token after each of `tokens`, and its likeness to the `known` keys remembered.
 
-    fixed int32[rows, vocab]; cosines float32, flat [rows, width]; hidden: Rows, keys from row `at` on. Of the ensemble it
-    reads the `known` states and changes nothing, so lanes may be worked on by several threads, and while `take_mixed`
-    is at work on others: what that remembers is not known yet, and its ring is long enough not to reach the known.
+    fixed int32[rows, vocab]; cosines float32, flat [rows, width]; hidden: Rows, keys from row `at` on. Of the
+    ensemble it reads the `known` keys and changes nothing, so lanes may be worked on by several threads, and while
+    `take_mixed` is at work on others: what that remembers is not known yet, and its ring is long enough not to reach
+    the known.
     """
     forward(kern, shape, w, cache, s, tokens, groups, trace)
     done, v = 0, shape.vocab

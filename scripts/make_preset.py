@@ -49,15 +49,16 @@ ENWIK8 = "enwik8/enwik8.first3000000"
 TAR = "kinds/cpython-3.11.7-stdlib-py.tar"
 # Name, files, first byte and how many of them together. In the order in which they are learned from.
 TEXTS = (
-    ("enwB", (ENWIK8,), 300_000, 100_000), ("deu", ("multilingual/deu-freytag.txt",), 20_000, 50_000),
-    ("enwC", (ENWIK8,), 2_150_000, 100_000), ("html", ("kinds/klauspost-html.txt",), 0, 60_000),
-    ("tar2", (TAR,), 600_000, 100_000), ("enwD", (ENWIK8,), 2_450_000, 100_000),
-    ("book1", ("calgary/book1",), 100_000, 50_000), ("fra", ("multilingual/fra-feval.txt",), 20_000, 40_000),
-    ("enwA", (ENWIK8,), 100_000, 100_000), ("asy", ("canterbury/asyoulik.txt",), 40_000, 50_000),
-    ("tar", (TAR,), 200_000, 100_000), ("json", ("kinds/klauspost-benchmark.json",), 0, 40_000),
-    ("enw3", (ENWIK8,), 2_000_000, 100_000), ("rus", ("multilingual/rus-rachinskii.txt",), 20_000, 30_000),
+    ("deu", ("multilingual/deu-freytag.txt",), 20_000, 50_000), ("enwL", (ENWIK8,), 2_000_000, 200_000),
+    ("html", ("kinds/klauspost-html.txt",), 0, 60_000), ("tar2", (TAR,), 600_000, 100_000),
+    ("enwD", (ENWIK8,), 2_450_000, 100_000), ("book1", ("calgary/book1",), 100_000, 50_000),
+    ("fra", ("multilingual/fra-feval.txt",), 20_000, 40_000), ("enwA", (ENWIK8,), 100_000, 100_000),
+    ("asy", ("canterbury/asyoulik.txt",), 40_000, 50_000), ("tar", (TAR,), 200_000, 100_000),
+    ("json", ("kinds/klauspost-benchmark.json",), 0, 40_000), ("news2", ("calgary/news",), 150_000, 80_000),
+    ("enwF", (ENWIK8,), 700_000, 100_000), ("rus", ("multilingual/rus-rachinskii.txt",), 20_000, 30_000),
     ("small", ("canterbury/fields.c", "canterbury/grammar.lsp", "canterbury/cp.html", "canterbury/xargs.1"), 0, 50_000),
     ("paper1", ("calgary/paper1",), 0, 60_000), ("jsonl", ("logs/synthetic-service.jsonl",), 100_000, 50_000),
+    ("book2", ("calgary/book1",), 300_000, 50_000), ("tar3", (TAR,), 400_000, 60_000),
     ("news", ("calgary/news",), 0, 60_000),
 )  # fmt: skip
 EPOCHS, RATE = 8, 0.3
