@@ -183,7 +183,7 @@ class Ensemble:
             self.evidence.append((i, AT_FOLLOWED + (f * CLASSES + self.kind[i]) * 4 + misses))
 
     def ask_memory(self, seen: int, key: tuple[np.ndarray, np.float32]) -> None:
-        first = max(0, seen - (1 << 15))
+        first = max(0, seen - (1 << 16))
         sums = (np.array(self.keys[first:seen]) @ key[0]).astype(F)
         cosines = (sums * (F(1) / (F(21) * F(self.dim)))) * key[1]
         best = max(F(0.6), cosines.max())

@@ -21,7 +21,7 @@ from nacz.kernels.rows import int_exp2
 
 from .transformer import aligned
 
-REMEMBERED = 1 << 15  # positions that a query sees
+REMEMBERED = 1 << 16  # positions that a query sees
 PANEL = 64
 UNIT = np.float32(21.0)  # keys: multiples of 1/21 up to 6 in magnitude
 SHARP = np.float32(40.0 * 65536.0)
