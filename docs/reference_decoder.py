@@ -242,23 +242,23 @@ def decode_language_model(model: Model, params: Fields, payload: bytes, plain_si
     ensemble = Ensemble(members, lengths, model.vocab, model.dim, integer_exp2)
     coder = RangeDecoder(payload)
     for step in range(lengths[0]):
-        states = []
+        keys = []
         for lane in range(lanes):
             if step == lengths[lane]:
                 break
             state = streams[lane].hidden(tokens[lane][-1] if step else model.bos)
             fixed = fixed_point(product(model.head, state))
             if members:
-                frequencies = ensemble.distribution(fixed, lane, max(step - 1, 0) * lanes, state)
+                frequencies = ensemble.distribution(fixed, lane, max(step - 1, 0) * lanes, streams[lane].key)
             else:
                 frequencies = distribution(fixed)
             token = coder.symbol(frequencies)
             tokens[lane].append(token)
             if members:
                 ensemble.learn(lane, token, frequencies)
-                states.append((state, token))
-        for state, token in states:
-            ensemble.remember(state, token)
+                keys.append((streams[lane].key, token))
+        for key, token in keys:
+            ensemble.remember(key, token)
         if learner is not None and (step + 1) % block == 0 and step + 1 < lengths[0]:
             first = step + 1 - block
             learner.learn(streams, first, np.array([token for lane in tokens for token in lane[first:]]))
@@ -547,7 +547,7 @@ class Lane:
         self.trace: list[tuple[list[np.ndarray], list[np.ndarray]]] = []
 
     def hidden(self, token: int) -> tuple[np.ndarray, np.float32]:
-        """The last hidden state after `token`, quantised: what the head is applied to."""
+        """The last hidden state after `token`, quantised: what the head is applied to. Keeps what is recalled by."""
         m = self.model
         x = m.embed[token].astype(F) * m.embed_step[token]
         inputs, results = [x], []
@@ -559,6 +559,7 @@ class Lane:
         if self.is_traced:
             self.trace.append((inputs, results))
         self.position += 1
+        self.key = normalise(inputs[len(m.layers) * 4 // 5], m.eps)
         return normalise(x, m.eps)
 
     def angles(self, position: int) -> tuple[np.ndarray, np.ndarray]:

@@ -23,7 +23,9 @@ AT_RECALL = AT_FOLLOWED + 2 * CLASSES * 4
 AT_NEAR = AT_RECALL + 8 * 8 * CLASSES
 AT_SURPRISE = AT_NEAR + 10 * 8 * CLASSES
 AT_NAMED = AT_SURPRISE + 15 * CLASSES * 3
-NUMBERS = AT_NAMED + SETTINGS * 8 * CLASSES
+AT_COST = AT_NAMED + SETTINGS * 8 * CLASSES
+AT_BIAS = AT_COST + 64 * 3
+NUMBERS = AT_BIAS + 32 * CLASSES
 GAIN = F(0.16 * 65536.0 / 0.6931471805599453)
 LOSS = F(0.16 * 65536.0 / 0.6931471805599453 / 16777216.0)
 # integer_exp2 of the reference decoder: about 2^23 * 2^-(distance / 2^bits)
@@ -101,9 +103,9 @@ class Ensemble:
         return self.place[token]
 
     def distribution(
-        self, fixed: np.ndarray, lane: int, seen: int, hidden: tuple[np.ndarray, np.float32]
+        self, fixed: np.ndarray, lane: int, seen: int, key: tuple[np.ndarray, np.float32]
     ) -> list[int]:
-        """Frequencies of the next token of `lane`, from its logits; `seen`: states of all steps but the latest."""
+        """Frequencies of the next token of `lane`, from its logits; `seen`: keys of all steps but the latest."""
         fixed = fixed + np.trunc(self.bias).astype(np.int64)
         self.place, self.kind, self.name, self.evidence = {}, [], [], []
         top = int(fixed.max())
@@ -123,7 +125,7 @@ class Ensemble:
         if self.members & MATCH:
             self.ask_followers(lane)
         if self.members & RECALL and seen > 0:
-            self.ask_memory(seen, hidden)
+            self.ask_memory(seen, key)
         if self.members & HABIT:
             self.ask_habits(lane, setting)
         change = [0.0] * len(self.place)
@@ -180,10 +182,10 @@ class Ensemble:
             self.evidence.append((i, AT_LENGTH + (f * 24 + n) * 4 + misses))
             self.evidence.append((i, AT_FOLLOWED + (f * CLASSES + self.kind[i]) * 4 + misses))
 
-    def ask_memory(self, seen: int, hidden: tuple[np.ndarray, np.float32]) -> None:
-        first = max(0, seen - (1 << 15))
-        sums = (np.array(self.keys[first:seen]) @ hidden[0]).astype(F)
-        cosines = (sums * (F(1) / (F(21) * F(self.dim)))) * hidden[1]
+    def ask_memory(self, seen: int, key: tuple[np.ndarray, np.float32]) -> None:
+        first = max(0, seen - (1 << 16))
+        sums = (np.array(self.keys[first:seen]) @ key[0]).astype(F)
+        cosines = (sums * (F(1) / (F(21) * F(self.dim)))) * key[1]
         best = max(F(0.6), cosines.max())
         least = max(F(0.6), best - F(0.12))
         near = min(int((best - F(0.6)) * F(25)), 9)
@@ -221,7 +223,18 @@ class Ensemble:
             self.evidence.append((i, AT_HABIT + (age * CLASSES + self.kind[i]) * 6 + times))
             rank = min(by_rank.index(token), 2)
             self.evidence.append((i, AT_SURPRISE + (before * CLASSES + self.kind[i]) * 3 + rank))
+            self.evidence.append((i, AT_COST + self.cost_class(int(self.e[token])) * 3 + rank))
+            bias = min(math.floor(max(self.bias[token] * F(1 / 16384) + F(8), F(0))), 31)
+            self.evidence.append((i, AT_BIAS + bias * CLASSES + self.kind[i]))
             self.evidence.append((i, AT_NAMED + (setting * 8 + self.name[i]) * CLASSES + self.kind[i]))
+
+    def cost_class(self, e: int) -> int:
+        """About four times the binary logarithm of scale / e."""
+        if e == 0:
+            return 63
+        v = 4 * self.scale // e
+        bits = v.bit_length() - 3
+        return min(4 * bits + (v >> bits) - 4, 63)
 
     # -- after the token is known -------------------------------------------------------------------------------------
 
@@ -245,9 +258,9 @@ class Ensemble:
         self.last[token] = self.clock
         self.count[token] = self.count.get(token, 0) + 1
 
-    def remember(self, hidden: tuple[np.ndarray, np.float32], token: int) -> None:
-        """After a step: a hidden state of it, and the token that came."""
-        a, step = hidden
+    def remember(self, key: tuple[np.ndarray, np.float32], token: int) -> None:
+        """After a step: what one of its tokens is recalled by, and that token."""
+        a, step = key
         self.keys.append(np.clip(np.rint(a.astype(F) * (step * F(21))), -127, 127).astype(np.int64))
         self.followed.append(token)
 

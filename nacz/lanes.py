@@ -43,6 +43,7 @@ from nacz.row_coding import (
     distributions,
     distributions_of_rows,
     intervals,
+    keep_rows,
     logits_and_memories,
     logits_of_rows,
     make_bench,
@@ -99,9 +100,10 @@ class _Worker:
 
     def run_engine(self, engine: Engine, cache: Any, tokens: NDArray[np.int32], position: int) -> None:
         """Let the engine run tokens [lanes, n], and put what it made where `forward` leaves it."""
-        a, zero, step = engine.forward(cache, tokens, position)
-        self.scratch.a[: a.size], self.scratch.zero[: zero.size] = a.reshape(-1), zero
-        self.scratch.step[: step.size] = step
+        s = self.scratch
+        rooms = s.a, s.zero, s.step, s.key, s.key_zero, s.key_step
+        for room, made in zip(rooms, engine.forward(cache, tokens, position), strict=True):
+            room[: made.size] = made.reshape(-1)
 
     def forward(self, cache: Any, inputs: NDArray[np.int32], position: int, row: int) -> None:
         """Run one block of a cache's only lane; its hidden rows are then in the scratch space. row: where its rows
@@ -190,9 +192,7 @@ class _Encoding:
             else:
                 place -= chunk * self.steps * self.lanes
                 some = slice(place, place + (m - 1) * self.lanes + 1, self.lanes)
-                rows, d, s = self.hidden[chunk % 2], self.shape.dim, worker.scratch
-                rows.a.reshape(-1, d)[some] = s.a[: m * d].reshape(m, d)
-                rows.zero[some], rows.step[some] = s.zero[:m], s.step[:m]
+                keep_rows(worker.scratch, m, self.hidden[chunk % 2], some)
         # Lanes that are done need no cache, but a chunk that is learned from does.
         self.caches[lane] = cache if end < self.lengths[lane] or self.learner else None
         self.idle.put(worker)

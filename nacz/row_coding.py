@@ -24,11 +24,14 @@ HEAD_ROWS = 24  # rows per product with the head: 24 x 49,152 logits are 4.7 MB
 
 class Rows(NamedTuple):
     """Hidden rows in coding order, as `forward` leaves them: a uint8[rows * dim], zero int32[rows], step
-    float32[rows]."""
+    float32[rows]; and the same of the key layer's input, which is what is recalled by."""
 
     a: Any
     zero: Any
     step: Any
+    key: Any
+    key_zero: Any
+    key_step: Any
 
 
 class Bench(NamedTuple):
@@ -43,7 +46,19 @@ class Bench(NamedTuple):
 
 def make_rows(shape: Shape, rows: int) -> Rows:
     """Space for `rows` hidden rows."""
-    return Rows(aligned(rows * shape.dim, np.uint8), aligned(rows, np.int32), aligned(rows, np.float32))
+    return Rows(
+        aligned(rows * shape.dim, np.uint8), aligned(rows, np.int32), aligned(rows, np.float32),
+        aligned(rows * shape.dim, np.uint8), aligned(rows, np.int32), aligned(rows, np.float32),
+    )  # fmt: skip
+
+
+def keep_rows(s: Any, m: int, rows: Rows, some: slice) -> None:
+    """Copy the m rows that `forward` left in scratch space s to the places `some` of `rows`."""
+    d = rows.a.size // rows.zero.size
+    rows.a.reshape(-1, d)[some] = s.a[: m * d].reshape(m, d)
+    rows.zero[some], rows.step[some] = s.zero[:m], s.step[:m]
+    rows.key.reshape(-1, d)[some] = s.key[: m * d].reshape(m, d)
+    rows.key_zero[some], rows.key_step[some] = s.key_zero[:m], s.key_step[:m]
 
 
 def make_bench(shape: Shape, rows: int) -> Bench:
@@ -148,11 +163,12 @@ def logits_and_memories(
     kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens: Any, groups: Any, trace: Any, bench: Any, e: Any,
     known: int, fixed: Any, cosines: Any, hidden: Any, at: int,
 ) -> None:  # fmt: skip
-    """Fixed-point logits of the token after each of `tokens`, and its likeness to the `known` states remembered.
+    """Fixed-point logits of the token after each of `tokens`, and its likeness to the `known` keys remembered.
 
-    fixed int32[rows, vocab]; cosines float32, flat [rows, width]; hidden: Rows, from row `at` on. Of the ensemble it
-    reads the `known` states and changes nothing, so lanes may be worked on by several threads, and while `take_mixed`
-    is at work on others: what that remembers is not known yet, and its ring is long enough not to reach the known.
+    fixed int32[rows, vocab]; cosines float32, flat [rows, width]; hidden: Rows, keys from row `at` on. Of the
+    ensemble it reads the `known` keys and changes nothing, so lanes may be worked on by several threads, and while
+    `take_mixed` is at work on others: what that remembers is not known yet, and its ring is long enough not to reach
+    the known.
     """
     forward(kern, shape, w, cache, s, tokens, groups, trace)
     logits_of_rows(kern, shape, w, s, tokens.size, bench, e, known, fixed, cosines, hidden, at)
@@ -173,10 +189,10 @@ def logits_of_rows(
         done += n
     recall_rows(kern, e, known, 0, m, s, cosines)
     for i in range(m * d):
-        hidden.a[at * d + i] = s.a[i]
+        hidden.key[at * d + i] = s.key[i]
     for r in range(m):
-        hidden.zero[at + r] = s.zero[r]
-        hidden.step[at + r] = s.step[r]
+        hidden.key_zero[at + r] = s.key_zero[r]
+        hidden.key_step[at + r] = s.key_step[r]
 
 
 @compiled

@@ -95,18 +95,18 @@ PINNED_TINY = {
     "many lanes": "a79d32180f46c221d5a0062bf7a3c1b1949569a8a9a52f8acb8ec5da5737b73e",
     "unequal lanes": "3a1f78cbb8fafe41e6c4bf51db79d0e6a0e0a43e1ffcd306c8480881e7cfd9f3",
     "beyond the window": "88bff2f41eb27019f7933cd5fd2dbe433265c41304a283c6caab2ea3843a04d2",
-    "ensemble": "5a5c885d3490b6359fd9c00a9d18322454d72dd41039d795e4ba92b25a85cdcc",
-    "ensemble of one lane": "b9959864d433ea5443e68f20ec6260207ad7a2fba981dd866bad9cdeebbe06fd",
-    "ensemble without memory": "eaa02e85642e9ba17e5e73d3a391d1164c4385cd78316214f6c98fa84d8ef517",
+    "ensemble": "84faa974aabf4e722871499eff41ad84224457005e226134a14725e8bd7495c5",
+    "ensemble of one lane": "f39392a7f1e261e10408527fbac9466d146a171e1b160c84b2e3c95bac82ec87",
+    "ensemble without memory": "8363df222b227c020618fc8618057ac1103e5fe4f3e6ac6e8cd89a9f687dcd79",
     "learning": "27ddb7341a2d408836014c027d2f200b6f16399593df5fb8755d0006c4743ffb",
-    "learning of one layer in lanes": "9f83383de76546bb67446954616fc30f8116677345ecc7a498367c65bbc0de86",
+    "learning of one layer in lanes": "05b67c4dcea4a10a42a1eafa3cb7171fb9fa980fde5b8dbb224cc5f736c48cb0",
 }
 PINNED_REAL = {
     "real text": "de75d2830f42147a988707c3ccf520506d7f9a7aad8c830c946b3b30bda6efdc",
     "real text, near heads": "948b26977fcea24d13416918899506a7409bea47f0f85d42283607daf55fe6f3",
     "short real text": "e99c4d34d427591cf553a7320ce2c48f49d3dd4dfc97fff606f00dc1f6b1fb39",
-    "real text, ensemble": "697ee95bd63a0ca931384818e2069752dc2767d3fd7020b7bec0f8fb887b2c2d",
-    "real text, learning": "133aeb3d8c379149ed14dec344a4c801112c0653b99d0b9371e51cf4edc779ee",
+    "real text, ensemble": "63e8a35101855bbc527006eaf794a717c3303c26da05ee9837192206c5db5bfb",
+    "real text, learning": "fdaa8b06b5c56927c3ebf14b1aca8c91298140377b76b12ff91fdc130a3b6136",
 }
 PINNED = PINNED_TINY | PINNED_REAL
 

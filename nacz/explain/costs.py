@@ -23,7 +23,7 @@ from nacz.kernels.dispatch import chosen
 from nacz.predictors.members import MEMBERS
 from nacz.predictors.networks import fitted, forward, make_cache, make_scratch, make_shape, make_weights
 from nacz.predictors.transformer import Group, Shape, Weights, make_trace
-from nacz.row_coding import Rows, make_rows
+from nacz.row_coding import Rows, keep_rows, make_rows
 from nacz.tokens import Tokenizer
 from nacz.weights.store import LoadedModel
 
@@ -145,7 +145,7 @@ def _stretch(shape: Shape, weights: Weights, bos: int, tokens: Any, count: Calla
     cache, scratch = make_cache(shape, 1), make_scratch(shape, rows)
     inputs = np.empty_like(tokens)
     inputs[0], inputs[1:] = bos, tokens[:-1]
-    nothing, d = make_trace(shape, shape.layers, 0), shape.dim
+    nothing = make_trace(shape, shape.layers, 0)
     found = []
     for begin, end in pairwise([*range(0, tokens.size, CHUNK), tokens.size]):
         piece = make_rows(shape, end - begin)
@@ -154,8 +154,7 @@ def _stretch(shape: Shape, weights: Weights, bos: int, tokens: Any, count: Calla
             groups = Group(*(np.array([v], np.int64) for v in (0, 0, m, at)))
             forward(kern, shape, weights, cache, scratch, inputs[at : at + m], groups, nothing)
             some = slice(at - begin, at - begin + m)
-            piece.a[some.start * d : some.stop * d] = scratch.a[: m * d]
-            piece.zero[some], piece.step[some] = scratch.zero[:m], scratch.step[:m]
+            keep_rows(scratch, m, piece, some)
             count(m)
         found.append(piece)
     return found

@@ -35,6 +35,7 @@ SETTINGS = ORDERS + 1 + 4  # by the longest context that hits, or by the match's
 LENGTH_CLASSES, MISS_CLASSES = 24, 4
 AMOUNTS, PARTS, NEARS = 8, 8, 10
 SURPRISES, RANKS = 5, 3
+COSTS, BIASES = 64, 32
 NAMES = ORDERS + 2  # what names a candidate first: the language model or recall, a context, a match
 
 # First number of each kind of evidence.
@@ -47,7 +48,9 @@ AT_RECALL = AT_FOLLOWED + FOLLOWERS * CLASSES * MISS_CLASSES
 AT_NEAR = AT_RECALL + AMOUNTS * PARTS * CLASSES
 AT_SURPRISE = AT_NEAR + NEARS * PARTS * CLASSES
 AT_NAMED = AT_SURPRISE + SURPRISES * 3 * CLASSES * RANKS
-NUMBERS = AT_NAMED + SETTINGS * NAMES * CLASSES
+AT_COST = AT_NAMED + SETTINGS * NAMES * CLASSES
+AT_BIAS = AT_COST + COSTS * RANKS
+NUMBERS = AT_BIAS + BIASES * CLASSES
 
 
 class Ensemble(NamedTuple):
@@ -202,6 +205,24 @@ def _likely(c: Any, n: int) -> None:
 
 
 @compiled
+def cost_class(scale: Any, e: Any) -> Any:
+    """What a token costs by the language model, in quarters of a bit, cut: about 4 log2(scale / e)."""
+    if e <= 0:
+        return COSTS - 1
+    v, bits = scale * 4 // e, 0
+    while v > 7:
+        v >>= 1
+        bits += 1
+    return min(4 * bits + v - 4, COSTS - 1)
+
+
+@compiled
+def bias_class(bias: Any) -> Any:
+    """A bias in quarters of a bit, rounded down, from -2 bits on: 0 to 31."""
+    return min(np.int64(max(bias * np.float32(1.0 / 16384.0) + np.float32(8.0), np.float32(0.0))), BIASES - 1)
+
+
+@compiled
 def _from_habits(e: Any, lane: int, setting: int) -> None:
     c, now = e.candidates, e.clock[0]
     first, second = -1, -1
@@ -218,23 +239,25 @@ def _from_habits(e: Any, lane: int, setting: int) -> None:
         tell(c, i, AT_HABIT + (age(e.habits, token, now) * CLASSES + c.kind[i]) * COUNTS + times)
         rank = 0 if i == first else 1 if i == second else 2
         tell(c, i, AT_SURPRISE + (surprise * CLASSES + c.kind[i]) * RANKS + rank)
+        tell(c, i, AT_COST + cost_class(c.scale[0], np.int64(c.e[token])) * RANKS + rank)
+        tell(c, i, AT_BIAS + bias_class(e.habits.bias[token]) * CLASSES + c.kind[i])
         tell(c, i, AT_NAMED + (setting * NAMES + c.best[i] + 1) * CLASSES + c.kind[i])
 
 
 @compiled
 def remember_row(e: Any, entry: int, rows: Any, row: int, token: Any) -> None:
-    """Remember hidden row number `row` of `rows` as entry `entry`, with the token that comes after it."""
+    """Remember the key of row number `row` of `rows` as entry `entry`, with the token that comes after it."""
     if e.members & RECALL:
-        remember(e.recall, entry, rows.a, row, rows.zero[row], rows.step[row])
+        remember(e.recall, entry, rows.key, row, rows.key_zero[row], rows.key_step[row])
         e.recall.token[entry % e.recall.columns] = token
 
 
 @compiled
 def recall_rows(kern: Any, e: Any, known: int, first: int, m: int, rows: Any, cosines: Any) -> None:
-    """Cosines of m hidden rows from `first` on with the `known` entries: float32 flat [m, width]."""
+    """Cosines of m keys from `first` on with the `known` entries: float32 flat [m, width]."""
     if e.members & RECALL and known > 0:
         d = e.recall.dim
-        compare(kern, e.recall, known, m, rows.a[first * d :], rows.zero[first:], rows.step[first:], cosines)
+        compare(kern, e.recall, known, m, rows.key[first * d :], rows.key_zero[first:], rows.key_step[first:], cosines)
 
 
 @compiled

@@ -30,7 +30,7 @@ from nacz.kernels.wide_attention import (
     slot_of,
 )
 from nacz.predictors.reach import starts_of
-from nacz.predictors.transformer import LOG2_E, Cache, aligned
+from nacz.predictors.transformer import LOG2_E, Cache, aligned, keep_key, key_layer
 from nacz.weights.exact import ExactModel, factors, ffn_mixing
 from nacz.weights.general import GELU, OUT_BIAS, QK_NORM, QKV_BIAS, SANDWICH, GeneralArchitecture
 
@@ -108,6 +108,9 @@ class GeneralScratch(NamedTuple):
     a: Any
     zero: Any
     step: Any
+    key: Any
+    key_zero: Any
+    key_step: Any
     cos: Any
     sin: Any
     turned: Any
@@ -172,6 +175,9 @@ def make_general_scratch(shape: GeneralShape, rows: int) -> GeneralScratch:
         a=aligned(rows * widest, np.uint8),
         zero=aligned(rows, np.int32),
         step=aligned(rows, np.float32),
+        key=aligned(rows * shape.dim, np.uint8),
+        key_zero=aligned(rows, np.int32),
+        key_step=aligned(rows, np.float32),
         cos=aligned(tables * rows * shape.width, np.float32),
         sin=aligned(tables * rows * shape.width, np.float32),
         turned=aligned(shape.width, np.float32),
@@ -276,6 +282,8 @@ def general_forward(kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens: A
                 angles(some, half, min(position, shape.sink_reach), s.cos, s.sin, at + half)
     for layer in range(shape.layers):
         _prepare(m, shape, w.qkv_gain, layer, s)
+        if layer == key_layer(shape.layers):
+            keep_key(m, d, s)
         scaled_product(
             kern, m, qkv, d, s.a, s.zero, s.step, w.qkv, layer * qkv * d, w.qkv_sum, w.qkv_step, layer * qkv, s.wide
         )

@@ -43,7 +43,7 @@ from nacz.weights.store import LoadedModel, load_model
 MIXED, LEARNS, NEAR = 1, 2, 4
 LEARNING_VERSION = 0  # of docs/learning.md
 ENSEMBLE_VERSION = 0  # of docs/ensemble.md and its preset
-TRIAL_BLOCKS = 8  # blocks of rows that decide whether a segment learns
+TRIAL_BLOCKS, TRIAL_ROWS = 8, 2048  # blocks, and at least how many rows, that decide whether a segment learns
 MIN_WINDOW, MAX_WINDOW = 2 * BLOCK, 128 * BLOCK
 MAX_LANES = 256
 MAX_CACHE = 2 << 30  # bytes of keys and values that a decoder will ever take
@@ -51,7 +51,7 @@ LANE_POSITIONS = 16 * 2048  # lanes x what a head sees in the mean: bounds the c
 
 
 # By number of layers, from docs/experiments.md.
-_RATES = ((6, Learning(6, 30, 512)), (12, Learning(12, 20, 512)), (256, Learning(256, 10, 256)))
+_RATES = ((6, Learning(6, 30, 512)), (12, Learning(12, 20, 512)), (256, Learning(256, 8, 128)))
 
 
 class _Effort(NamedTuple):
@@ -241,7 +241,7 @@ def _worth_learning(
     trying: TrialProgress | None,
 ) -> bool:  # fmt: skip
     """Whether the first blocks, coded with and without learning, come out smaller with it."""
-    some = tokens[: TRIAL_BLOCKS * learning.rows]
+    some = tokens[: max(TRIAL_BLOCKS * learning.rows, TRIAL_ROWS)]
     lanes = min(lanes, max(1, some.size // (2 * learning.rows // lanes)))
 
     def bits(how: Learning | None) -> float:

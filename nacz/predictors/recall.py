@@ -1,11 +1,11 @@
-"""The language model's final hidden states of earlier positions, and the tokens that came after them.
+"""States of the language model at earlier positions, before a middle layer, and the tokens that came after them.
 
-A position whose hidden state is like that of an earlier one tends to be followed by the same token, in whatever words
+A position whose state is like that of an earlier one tends to be followed by the same token, in whatever words
 the context was said (kNN-LM, arXiv 1911.00172, and the continuous cache, arXiv 1612.04426; here over one segment, all
 lanes, and with learned weights instead of an interpolation). States have norm sqrt(dim), so a dot product is a cosine.
 Keys are signed bytes in the layout of the matrix product's right-hand side, in a ring of columns.
 
-Knows hidden rows and tokens. Does not know logits or weights.
+Knows rows of states and tokens. Does not know logits or weights.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nacz.kernels.rows import int_exp2
 
 from .transformer import aligned
 
-REMEMBERED = 1 << 15  # positions that a query sees
+REMEMBERED = 1 << 16  # positions that a query sees
 PANEL = 64
 UNIT = np.float32(21.0)  # keys: multiples of 1/21 up to 6 in magnitude
 SHARP = np.float32(40.0 * 65536.0)

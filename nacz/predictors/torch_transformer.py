@@ -26,6 +26,7 @@ from nacz.predictors.transformer import (
     Group,
     Shape,
     forward,
+    key_layer,
     make_cache,
     make_scratch,
     make_shape,
@@ -95,7 +96,8 @@ class Engine:
 
     def forward(self, cache: TorchCache, tokens: NDArray[np.int32], position: int) -> tuple[NDArray[Any], ...]:
         """Run the next tokens, int32 [lanes, n], of the cache's first lanes, all at `position`. Returns the normalised,
-        quantised rows, lane after lane: uint8 [lanes * n, dim], int32[lanes * n], float32[lanes * n]."""
+        quantised rows, lane after lane: uint8 [lanes * n, dim], int32[lanes * n], float32[lanes * n]; and the same of
+        the key layer's input."""
         parts = []
         with torch.no_grad():
             done = 0
@@ -113,13 +115,17 @@ class Engine:
         x = self._embed[ids].to(_F32) * self._embed_step[ids][:, None]
         at = torch.arange(position, position + n, device=self.device)
         near, far = self._angles(at), self._angles(at.clamp(max=shape.sink_reach))
+        key = _normalised(x, shape.eps)
         for layer, own in enumerate(self._layers):
-            wide = self._product(own["qkv"], _normalised(x, shape.eps))
+            rows = _normalised(x, shape.eps)
+            if layer == key_layer(shape.layers):
+                key = rows
+            wide = self._product(own["qkv"], rows)
             mixed = self._attention(cache, layer, position, wide.view(lanes, n, -1, HEAD), near, far)
             x = x + self._product(own["out"], _quantised(mixed.reshape(lanes * n, -1)))
             wide = self._product(own["gate_up"], _normalised(x, shape.eps))
             x = x + self._product(own["down"], _quantised(_rotated(_gated(wide), shape.two, shape.three)))
-        return [row.view(lanes, n, *row.shape[1:]) for row in _normalised(x, shape.eps)]
+        return [row.view(lanes, n, *row.shape[1:]) for row in (*_normalised(x, shape.eps), *key)]
 
     def _product(self, right: Any, rows: Rows) -> T:
         return scaled_product(self._kind, *rows, right)
@@ -195,10 +201,10 @@ def self_test(device: str) -> bool:
         make_trace(shape, shape.layers, 0),
     )  # fmt: skip
     engine = Engine(model, device)
-    a, zero, step = engine.forward(engine.make_cache(shape, 1), tokens[None], 0)
     n = tokens.size * arch.dim
-    same = np.array_equal(a.reshape(-1), worker.a[:n]) and np.array_equal(zero, worker.zero)
-    return bool(same and np.array_equal(step, worker.step))
+    expected = worker.a[:n], worker.zero, worker.step, worker.key[:n], worker.key_zero, worker.key_step
+    found = engine.forward(engine.make_cache(shape, 1), tokens[None], 0)
+    return all(np.array_equal(x.reshape(-1), y) for x, y in zip(found, expected, strict=True))
 
 
 def _power_of_two(n: T) -> T:

@@ -89,6 +89,9 @@ class Scratch(NamedTuple):
     a: Any
     zero: Any
     step: Any
+    key: Any
+    key_zero: Any
+    key_step: Any
     cos: Any
     sin: Any
     small: Any
@@ -188,6 +191,9 @@ def make_scratch(shape: Shape, rows: int) -> Scratch:
         a=aligned(rows * widest, np.uint8),
         zero=aligned(rows, np.int32),
         step=aligned(rows, np.float32),
+        key=aligned(rows * shape.dim, np.uint8),
+        key_zero=aligned(rows, np.int32),
+        key_step=aligned(rows, np.float32),
         cos=aligned(2 * rows * (HEAD // 2), np.float32),
         sin=aligned(2 * rows * (HEAD // 2), np.float32),
         small=aligned(HEAD, np.int8),
@@ -243,8 +249,23 @@ def _keep(m: int, d: int, at: int, x: Any, row: Any, kept: Any) -> None:
 
 
 @compiled
+def key_layer(layers: int) -> Any:
+    """The layer whose input says best what comes next as it came before (docs/ensemble.md, Recall)."""
+    return layers * 4 // 5
+
+
+@compiled
+def keep_key(m: int, d: int, s: Any) -> None:
+    """Keep the m quantised rows at hand as those of the key layer's input."""
+    s.key[: m * d] = s.a[: m * d]
+    s.key_zero[:m] = s.zero[:m]
+    s.key_step[:m] = s.step[:m]
+
+
+@compiled
 def forward(kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens: Any, groups: Any, trace: Any) -> None:
-    """Run all layers over rows of tokens (int32[m]); leaves the normalised, quantised rows in s.a, s.zero, s.step."""
+    """Run all layers over rows of tokens (int32[m]); leaves the normalised, quantised rows in s.a, s.zero, s.step, and
+    those of the key layer's input in s.key, s.key_zero, s.key_step."""
     kept = trace.end.size // shape.dim
     m, d, f = tokens.size, shape.dim, shape.ffn
     qkv = (shape.heads + 2 * shape.kv_heads) * HEAD
@@ -265,6 +286,8 @@ def forward(kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens: Any, grou
         if layer >= trace.first:
             _keep(m, d, (layer - trace.first) * kept, s.x, trace.row, trace.x)
         normalise_rows(m, d, shape.eps, s.x, s.a, s.zero, s.step)
+        if layer == key_layer(shape.layers):
+            keep_key(m, d, s)
         scaled_product(
             kern, m, qkv, d, s.a, s.zero, s.step, w.qkv, layer * qkv * d, w.qkv_sum, w.qkv_step, layer * qkv, s.wide
         )
