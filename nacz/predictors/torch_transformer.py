@@ -9,7 +9,7 @@ Needs the extra `torch`; imported only where a device is asked for.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ _LOG2_E = float.fromhex("0x1.715476p+0")
 _ONE = 1 << 14  # of a score
 
 Rows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-T = torch.Tensor
+T: TypeAlias = torch.Tensor
 
 
 class TorchCache:
