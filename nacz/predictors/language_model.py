@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import threading
 from typing import NamedTuple
 
 import numpy as np
@@ -155,11 +156,13 @@ class LanguageModelCoder:
     def __init__(self, options: CodecOptions) -> None:
         self._options = options
         self._model: LoadedModel | None = None
+        self._loading = threading.Lock()  # threads may have segments for one coder
 
     def _loaded(self, progress: ModelProgress | None = None) -> LoadedModel:
-        if self._model is None:
-            self._model = load_model(self._options.model, offline=self._options.offline, progress=progress)
-        return self._model
+        with self._loading:
+            if self._model is None:
+                self._model = load_model(self._options.model, offline=self._options.offline, progress=progress)
+            return self._model
 
     def model_identity(self, progress: ModelProgress | None = None) -> ModelIdentity:
         model = self._loaded(progress)

@@ -323,4 +323,5 @@ def _attended(queries: Any, seen: Any, n: int, group: int, offset: int) -> T:
     result, total = sums[:, 0], weights[:, 0]
     for block in range(1, blocks):
         result, total = result + sums[:, block], total + weights[:, block]
-    return (result * (torch.ones_like(total) / total)[..., None]).to(_F32).view(lanes, n, group, HEAD)
+    out: T = (result * (torch.ones_like(total) / total)[..., None]).to(_F32)
+    return out.view(lanes, n, group, HEAD)

@@ -79,6 +79,8 @@ def encode_segment(setup: Setup, data: bytes, verify: bool, *, threads: int, att
     what they have done. Raises what nacz.choosing raises."""
     _prepare(setup)
     encoder = SegmentEncoder(setup.options, threads, _kept(_encoders, setup))
+    with _lock:
+        encoder.sizes  # noqa: B018  # makes the coders, which other threads shall share
     count = _Counting()
     header, payload = encoder.encode(data, count, None, verify)
     identity = encoder.identity(None) if header.model else None
@@ -103,6 +105,9 @@ def decode_segment(
     decoder = SegmentDecoder(
         setup.options, threads, memory_limit=memory_limit, coders=_kept(_decoders, setup), inside=count
     )
+    if memory_limit is None:  # with a limit nothing may be loaded before it is looked at
+        with _lock:
+            decoder.ready(header, identity)  # weights are loaded once, and other threads share them
     return decoder.plain(header, payload, identity, number), count.tokens
 
 

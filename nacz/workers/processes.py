@@ -120,6 +120,15 @@ class Processes(Executor):
                     process = self._processes[me] = _start(own)
             assert process.stdin is not None and process.stdout is not None
             result = _ask(process.stdin, process.stdout, job, work)
+        except ProcessLost as error:
+            # A process that has closed its pipes need not have ended already, and must not get the next job.
+            with self._lock:
+                lost = self._processes.pop(me, None)
+            if lost is not None:
+                lost.kill()
+                _close(lost)
+            job.set_exception(error)
+            return
         except Exception as error:
             job.set_exception(error)
             return
