@@ -42,7 +42,7 @@ def _aligned(size: int, dtype: type, fill: int = 0) -> Any:
     """An array that starts on a cache line: the system's own zeros, which cost nothing until they are touched."""
     room = np.zeros(size * np.dtype(dtype).itemsize + LINE, dtype=np.uint8)
     skip = -room.ctypes.data % LINE
-    array = room[skip : skip + size * np.dtype(dtype).itemsize].view(dtype)
+    array: Any = room[skip : skip + size * np.dtype(dtype).itemsize].view(dtype)
     if fill:
         array.fill(fill)
     return array

@@ -53,8 +53,8 @@ def build(level: Level) -> Any:
             queue = (pos & (AHEAD - 1)) * WAITING
             old = pos - AHEAD
             if old >= start:
-                c = np.int64(buf[old])
-                c1 = np.int64(buf[old - 1]) if old > 0 else 0
+                c: Any = np.int64(buf[old])
+                c1: Any = np.int64(buf[old - 1]) if old > 0 else 0
                 for half in range(2):
                     row = half * (1 + (c >> 4))
                     base[0] = (c1 * 17 + row) * ROW
