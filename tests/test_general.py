@@ -5,6 +5,7 @@ Run with `pytest tests/test_general.py`.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ GEMMA = {
     "model_type": "gemma3_text", "hidden_activation": "gelu_pytorch_tanh", "head_dim": 128, "sliding_window": 150,
     "sliding_window_pattern": 2, "rope_theta": 1e6, "query_pre_attn_scalar": 128, "num_hidden_layers": 3,
 }  # fmt: skip
+WEIGHTS = "e5f6d291d7291f5d0b5306627d67be17fdb1071616181f4f07d92921e5cf23f7"
+LOGITS = "3af4ef0420bc570afd22d114d62be81f08501ea3539f79558d58b38d7ffd6dbc"
 SHAPES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "plain": ({}, ()),
     "an untied head and linear scaling": (
@@ -98,6 +101,14 @@ def test_the_definition_over_many_blocks(name: str, tmp_path: Path) -> None:
     tokens = some_tokens(530)
     slow = SlowGeneral(model, 256).logits(tokens)
     np.testing.assert_array_equal(logits(chosen()[1], model, tokens, 256, [128, 77, 1, 128, 50, 128, 18]), slow)
+
+
+def test_pinned(tmp_path: Path) -> None:
+    """Conversion and arithmetic of a small Gemma: the same bits on every machine."""
+    _, model = made("gemma", tmp_path)
+    assert model.weights_hash.hex() == WEIGHTS
+    found = logits(chosen()[1], model, some_tokens(300), 256, [128, 128, 44])
+    assert hashlib.sha256(found.astype("<f4").tobytes()).hexdigest() == LOGITS
 
 
 @pytest.mark.slow

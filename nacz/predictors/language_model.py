@@ -171,7 +171,9 @@ class LanguageModelCoder:
         effort = EFFORTS[max(min(options.level, 9), 4)]
         # A window that was asked for is that of all heads.
         near = None if options.window else near_of(model.name, effort.near[1], effort.near[0] // BLOCK)
-        window = options.window or (effort.near[0] if near else effort.window)
+        # Where most layers see what is near only, those that see all of a longer window cost little.
+        longer = near is not None or getattr(model.architecture, "local", 0) > 0
+        window = options.window or (effort.near[0] if longer else effort.window)
         if window % BLOCK or not MIN_WINDOW <= window <= MAX_WINDOW:
             raise UsageError(f"window must be a multiple of {BLOCK} from {MIN_WINDOW} to {MAX_WINDOW}: {window}")
         shape = make_shape(model.architecture, window, near)
