@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from slow_general import SlowGeneral
 
 from nacz.lanes import decode_lanes, encode_lanes
+from nacz.predictors import recall
 from nacz.predictors.language_model import mixed_in
 from nacz.predictors.members import ALL
 from nacz.predictors.networks import forward, head, make_cache, make_scratch, make_shape, make_weights
@@ -144,6 +145,23 @@ def test_lanes_come_back(name: str, members: int, tmp_path: Path) -> None:
     stream = np.frombuffer(encode_intervals(*found[9]), np.uint8)
     back = decode_lanes(kern, shape, weights, 1, stream, tokens.size, 3, 2, ensemble=mixed_in(members))
     np.testing.assert_array_equal(back, tokens)
+
+
+def test_states_of_any_length_are_compared_by_their_direction() -> None:
+    d = 128
+    states = (np.arange(4 * d, dtype=np.int64).reshape(4, d) ** 2 * 37 % 251).astype(np.uint8)
+    zero, step = np.full(4, 120, np.int32), np.array([0.5, 0.01, 0.0, 3.0], np.float32)
+    memory = recall.make_recall(100, 4, d, 64, 1)
+    for entry in range(4):
+        recall.remember(memory, entry, states.reshape(-1), entry, zero[entry], step[entry])
+    found = aligned(4 * 128, np.float32)
+    recall.compare(chosen()[1], memory, 4, 4, states.reshape(-1), zero, step, found)
+    some = states.astype(np.float64) - 120.0
+    some /= np.linalg.norm(some, axis=1, keepdims=True)
+    columns = recall.width(memory, 4)
+    for row in (0, 1, 3):
+        got = found[row * columns : row * columns + 4]
+        np.testing.assert_allclose(got, some @ some[row], atol=0.02)
 
 
 # -- the same network in float64 --------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from nacz.lanes import Progress, decode_lanes, encode_lanes, lane_lengths
 from nacz.predictors.ensemble import Ensemble, MakeEnsemble, make_ensemble
 from nacz.predictors.learning import MAX_ROWS, Learning
 from nacz.predictors.members import ALL, parse_members
-from nacz.predictors.networks import cache_bytes, fitted, make_shape, make_weights
+from nacz.predictors.networks import cache_bytes, fitted, make_shape, make_weights, states_have_any_norm
 from nacz.predictors.preset import preset
 from nacz.predictors.reach import Near, near_of
 from nacz.predictors.transformer import CONTRACT, Shape
@@ -264,7 +264,7 @@ def mixed_in(members: int) -> MakeEnsemble | None:
     start = preset(ENSEMBLE_VERSION)
 
     def make(starts: NDArray[np.int64], ahead: int, shape: Shape) -> Ensemble:
-        return make_ensemble(members, starts, ahead, shape.dim, shape.vocab, start)
+        return make_ensemble(members, starts, ahead, shape.dim, shape.vocab, start, states_have_any_norm(shape))
 
     return make
 

@@ -16,9 +16,12 @@ from nacz.predictors.general import GeneralShape
 from nacz.predictors.reach import Near
 from nacz.predictors.transformer import Cache, Shape
 from nacz.weights.exact import Architecture, ExactModel
-from nacz.weights.general import GeneralArchitecture
+from nacz.weights.general import SANDWICH, GeneralArchitecture
 
-__all__ = ["cache_bytes", "fitted", "forward", "head", "make_cache", "make_scratch", "make_shape", "make_weights"]
+__all__ = [
+    "cache_bytes", "fitted", "forward", "head", "make_cache", "make_scratch", "make_shape", "make_weights",
+    "states_have_any_norm",
+]  # fmt: skip
 
 
 def make_shape(arch: Architecture, window: int, near: Near | None = None) -> Shape:
@@ -62,6 +65,11 @@ def cache_bytes(shape: Any, lanes: int) -> int:
     """Memory that the keys and values of `lanes` lanes take, in bytes."""
     width = shape.width if isinstance(shape, GeneralShape) else transformer.HEAD
     return lanes * int(shape.begin[-1]) * BLOCK * (2 * width + 12)
+
+
+def states_have_any_norm(shape: Any) -> int:
+    """1 where gains make hidden rows longer or shorter than sqrt(dim), else 0."""
+    return int(isinstance(shape, GeneralShape) and bool(shape.features & SANDWICH))
 
 
 def _is_general(shape: Any) -> bool:
