@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from nacz.errors import CorruptDataError
-from nacz.kernels.attention import BLOCK
+from nacz.kernels.attention import BLOCK, HEAD
 from nacz.kernels.compile import compiled, overload
 from nacz.predictors import general, transformer
 from nacz.predictors.general import GeneralShape
@@ -37,7 +37,8 @@ def make_shape(arch: Architecture, window: int, near: Near | None = None) -> Sha
 
 def fitted(shape: Shape, longest: int) -> Shape:
     """The shape with no more cache blocks than a lane of `longest` tokens fills; what is predicted stays the same."""
-    return transformer.fitted(shape, longest)
+    fits: Shape = transformer.fitted(shape, longest)
+    return fits
 
 
 def make_weights(model: ExactModel) -> Any:
@@ -63,7 +64,7 @@ def make_scratch(shape: Any, rows: int) -> Any:
 
 def cache_bytes(shape: Any, lanes: int) -> int:
     """Memory that the keys and values of `lanes` lanes take, in bytes."""
-    width = shape.width if isinstance(shape, GeneralShape) else transformer.HEAD
+    width = shape.width if isinstance(shape, GeneralShape) else HEAD
     return lanes * int(shape.begin[-1]) * BLOCK * (2 * width + 12)
 
 

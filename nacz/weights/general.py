@@ -172,7 +172,8 @@ def convert_general(
         """Columns of heads, [n, heads * width] padded and mixed within each head."""
         n, heads = len(weights), weights.shape[1] // c.width
         wide = columns(weights.reshape(n * heads, c.width), width)
-        return mix_residual(wide).reshape(n, heads * width)
+        out: Floats = mix_residual(wide).reshape(n, heads * width)
+        return out
 
     def done(count: int) -> None:
         if progress is not None:
