@@ -27,12 +27,15 @@ __all__ = [
 def make_shape(arch: Architecture, window: int, near: Near | None = None) -> Shape:
     """Shape for a window of `window` positions, of which near heads of a plain model see the newest. A general model's
     has another type and all that callers ask of a Shape. Raises CorruptDataError when `near` is of another model."""
+    made: Any
     if not isinstance(arch, GeneralArchitecture):
-        return transformer.make_shape(arch, window, near)
-    if near is not None:
+        made = transformer.make_shape(arch, window, near)
+    elif near is not None:
         raise CorruptDataError("a table of near heads of another model")
-    made: Any = general.make_general_shape(arch, window)
-    return made
+    else:
+        made = general.make_general_shape(arch, window)
+    shape: Shape = made
+    return shape
 
 
 def fitted(shape: Shape, longest: int) -> Shape:

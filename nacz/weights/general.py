@@ -159,7 +159,8 @@ def convert_general(
         return out
 
     def gain_of(name: str) -> Floats:
-        return columns(get(name, c.dim)[None] * wider, arch.dim)[0]
+        gain: Floats = columns(get(name, c.dim)[None] * wider, arch.dim)[0]
+        return gain
 
     def turned(weights: Floats) -> Floats:
         """Rows of heads, their halves apart: [heads * width, n] padded."""
