@@ -20,7 +20,7 @@ def show() -> int:
         elif model.gguf is not None:
             state = f"fetched, converted at first use: {model.gguf}"
         else:
-            state = f"not on this machine; `nacz models pull` fetches {format_size(model.download_size)}"
+            state = f"not on this machine; `nacz models pull {model.name}` fetches {format_size(model.download_size)}"
         figures = _figures(model.bpb, model.speed)
         print(_ROW.format(model.name, format_size(size), model.licence, model.languages, *figures, state))
     for brought in weights.imported():
