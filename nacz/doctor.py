@@ -91,16 +91,18 @@ def _models() -> Iterator[Finding]:
     from nacz import weights
     from nacz.errors import NaczError
 
-    for model in weights.list_models():
-        if model.exact is None and model.gguf is None:
+    known = weights.list_models()
+    here = [model.name for model in known if model.exact or model.gguf] + [model.name for model in weights.imported()]
+    for model in known[:1]:
+        if model.name not in here:
             how = f"not on this machine; `nacz models pull` fetches {format_size(model.download_size)}"
             yield Finding("model", f"{model.name}: {how}. Levels 1 to 3 work without", "note")
-            continue
+    for name in here:
         try:
-            checked = weights.verify(model.name)
-            yield Finding("model", f"{model.name}: {len(checked)} files, hashes right, {next(iter(checked))}")
+            checked = weights.verify(name)
+            yield Finding("model", f"{name}: {len(checked)} files, hashes right, {next(iter(checked))}")
         except NaczError as error:
-            yield Finding("model", f"{model.name}: {error}", "bad")
+            yield Finding("model", f"{name}: {error}", "bad")
 
 
 def _caches() -> Iterator[Finding]:

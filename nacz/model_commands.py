@@ -20,7 +20,7 @@ def show() -> int:
         elif model.gguf is not None:
             state = f"fetched, converted at first use: {model.gguf}"
         else:
-            state = f"not on this machine; `nacz models pull` fetches {format_size(model.download_size)}"
+            state = f"not on this machine; `nacz models pull {model.name}` fetches {format_size(model.download_size)}"
         figures = _figures(model.bpb, model.speed)
         print(_ROW.format(model.name, format_size(size), model.licence, model.languages, *figures, state))
     for brought in weights.imported():
@@ -44,10 +44,12 @@ def path(name: str | None) -> int:
     return 0
 
 
-def pull(name: str | None, quiet: bool) -> int:
-    """Fetch and convert the weights, and print their path."""
+def pull(name: str | None, accept: bool, quiet: bool) -> int:
+    """Fetch and convert the weights, and print their path; their terms first, if there are any."""
+    if accept and weights.terms(name):
+        print(weights.terms(name))
     with ProgressLine("weights", progress_wanted(quiet)) as line:
-        where = weights.pull(name, line.update_model)
+        where = weights.pull(name, line.update_model, accept)
     print("ready, but the cache folder cannot be written" if where is None else where)
     return 0
 

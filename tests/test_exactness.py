@@ -15,6 +15,7 @@ import platform
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,12 @@ import numba
 import numpy as np
 import pytest
 import slow_model
+import test_general
 import tiny
 from exact_inputs import F, each_kernel, floats, whole
 from llvmlite import ir
 from nacz.kernels import compile as compiling
+from nacz.kernels import dispatch
 from nacz.kernels import reference as ref
 from nacz.kernels.gemm import pack, unpack
 from numba import types
@@ -158,6 +161,9 @@ def all_compiled() -> dict[str, Any]:
 def inspected() -> dict[str, list[str]]:
     """{function: violations} of everything that coding and decoding the golden set compiles in this process."""
     golden.run(["many lanes", "beyond the window", "ensemble", "learning"])
+    with tempfile.TemporaryDirectory() as folder:
+        general = test_general.made("gemma", Path(folder))[1]
+    test_general.logits(dispatch.chosen()[1], general, test_general.some_tokens(200), 256, [128, 72])
     out = {}
     for name, function in all_compiled().items():
         codes, assemblies = function.inspect_llvm(), function.inspect_asm()
@@ -184,6 +190,8 @@ def test_machine_code_is_exact(tmp_path: Path) -> None:
         "nacz.predictors.learning._head_rows", "nacz.predictors.learning._update", "nacz.kernels.gradients.adam_rows",
         "nacz.kernels.attention_gradient.attention_gradient", "nacz.kernels.attention.attend",
         "nacz.kernels.gemm.scaled_product", "nacz.kernels.cdf.spread",
+        "nacz.predictors.general.general_forward", "nacz.kernels.wide_attention.attend_wide",
+        "nacz.kernels.general_rows.gelu_rows", "nacz.kernels.general_rows.prepare_rows",
         "nacz.kernels.rows.normalise_rows", "nacz.kernels.rows.gated_rows", "nacz.kernels.rope.angles",
     ):  # fmt: skip
         assert needed in found, f"{needed} was not looked at; these were: {sorted(found)}"

@@ -27,7 +27,8 @@ print("Looking in indexes: https://user:secret@index.invalid/simple", file=sys.s
 time.sleep(float(os.environ.get("STUB_SLEEP", "0")))
 if "STUB_WHEEL" not in os.environ:
     sys.exit(1)
-shutil.copy(os.environ["STUB_WHEEL"], sys.argv[sys.argv.index("--dest") + 1])
+for wheel in os.environ["STUB_WHEEL"].split(os.pathsep):
+    shutil.copy(wheel, sys.argv[sys.argv.index("--dest") + 1])
 """
 
 
@@ -130,6 +131,39 @@ def test_without_a_way_to_fetch_the_user_is_told_what_to_do(shelf: Shelf, how: s
     assert shelf.kept() == [] and shelf.calls() == (how == "no network")
     with pytest.raises(ModelMissingError, match="not on this machine.*nacz models pull"):
         fetch.verify_gguf("tiny")
+
+
+def test_a_file_in_several_wheels(shelf: Shelf) -> None:
+    halves = GGUF[:5000], GGUF[5000:]
+    raws = [wheel_of(f"tiny/part{i}", half) for i, half in enumerate(halves)]
+    wheels = [shelf.folder / f"tiny_part{i}-1.0-py3-none-any.whl" for i in range(2)]
+    for wheel, raw in zip(wheels, raws, strict=True):
+        wheel.write_bytes(raw)
+    more = (("tiny-part1", wheels[1].name, sha(raws[1]), len(raws[1]), "tiny/part1"),)
+    model = replace(
+        shelf.model, package="tiny-part0", wheel=wheels[0].name, wheel_sha256=sha(raws[0]), wheel_size=len(raws[0]),
+        member="tiny/part0", more=more,
+    )  # fmt: skip
+    shelf.know(model)
+    shelf.patch.setenv("STUB_WHEEL", os.pathsep.join(map(str, wheels)))
+    seen: list[int] = []
+    path = fetch.ensure_gguf("tiny", progress=lambda done, total: seen.append(done))
+    assert path.read_bytes() == GGUF and shelf.kept() == ["tiny.gguf"] and shelf.calls() == 2
+    assert seen == sorted(seen) and seen[-1] == model.download_size == sum(map(len, raws))
+    path.unlink()
+    shelf.know(replace(model, more=((*more[0][:2], sha(b"other"), *more[0][3:]),)))
+    with pytest.raises(ModelMismatchError, match="nothing was kept"):
+        fetch.ensure_gguf("tiny")
+    assert shelf.kept() == []
+
+
+def test_terms_are_shown_and_nothing_is_fetched_until_they_are_accepted(shelf: Shelf) -> None:
+    shelf.know(replace(shelf.model, terms="Read the terms first."))
+    with pytest.raises(ModelMissingError, match="Read the terms first.*--accept-license"):
+        fetch.ensure_gguf("tiny")
+    assert shelf.calls() == 0 and shelf.kept() == []
+    fetch.ensure_gguf("tiny", accept=True)
+    assert fetch.ensure_gguf("tiny") == shelf.cache / "tiny.gguf"  # what is here was accepted
 
 
 def test_offline_zero_means_online(shelf: Shelf) -> None:
@@ -245,6 +279,8 @@ def test_the_table() -> None:
     for model in models:
         assert fetch.source(model.name) is model and fetch.gguf_path(model.name).name == model.gguf
         assert len(model.wheel_sha256) == len(model.gguf_sha256) == 64
+        assert len({wheel.wheel for wheel in model.wheels()}) == len(model.wheels())
+    assert not models[0].terms
     for ask in (fetch.gguf_path, fetch.ensure_gguf, fetch.verify_gguf):
         with pytest.raises(ModelError, match=f"'gpt-9'; known: .*{fetch.DEFAULT}"):
             ask("gpt-9")

@@ -5,6 +5,7 @@ Run with `pytest tests/test_general.py`.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from slow_general import SlowGeneral
 
 from nacz.lanes import decode_lanes, encode_lanes
+from nacz.predictors import recall
 from nacz.predictors.language_model import mixed_in
 from nacz.predictors.members import ALL
 from nacz.predictors.networks import forward, head, make_cache, make_scratch, make_shape, make_weights
@@ -30,6 +32,8 @@ GEMMA = {
     "model_type": "gemma3_text", "hidden_activation": "gelu_pytorch_tanh", "head_dim": 128, "sliding_window": 150,
     "sliding_window_pattern": 2, "rope_theta": 1e6, "query_pre_attn_scalar": 128, "num_hidden_layers": 3,
 }  # fmt: skip
+WEIGHTS = "e5f6d291d7291f5d0b5306627d67be17fdb1071616181f4f07d92921e5cf23f7"
+LOGITS = "3af4ef0420bc570afd22d114d62be81f08501ea3539f79558d58b38d7ffd6dbc"
 SHAPES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "plain": ({}, ()),
     "an untied head and linear scaling": (
@@ -100,6 +104,14 @@ def test_the_definition_over_many_blocks(name: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(logits(chosen()[1], model, tokens, 256, [128, 77, 1, 128, 50, 128, 18]), slow)
 
 
+def test_pinned(tmp_path: Path) -> None:
+    """Conversion and arithmetic of a small Gemma: the same bits on every machine."""
+    _, model = made("gemma", tmp_path)
+    assert model.weights_hash.hex() == WEIGHTS
+    found = logits(chosen()[1], model, some_tokens(300), 256, [128, 128, 44])
+    assert hashlib.sha256(found.astype("<f4").tobytes()).hexdigest() == LOGITS
+
+
 @pytest.mark.slow
 @each_kernel
 def test_kernels_and_blocks_of_rows_do_not_matter(kern: Any, tmp_path: Path) -> None:
@@ -133,6 +145,23 @@ def test_lanes_come_back(name: str, members: int, tmp_path: Path) -> None:
     stream = np.frombuffer(encode_intervals(*found[9]), np.uint8)
     back = decode_lanes(kern, shape, weights, 1, stream, tokens.size, 3, 2, ensemble=mixed_in(members))
     np.testing.assert_array_equal(back, tokens)
+
+
+def test_states_of_any_length_are_compared_by_their_direction() -> None:
+    d = 128
+    states = (np.arange(4 * d, dtype=np.int64).reshape(4, d) ** 2 * 37 % 251).astype(np.uint8)
+    zero, step = np.full(4, 120, np.int32), np.array([0.5, 0.01, 0.0, 3.0], np.float32)
+    memory = recall.make_recall(100, 4, d, 64, 1)
+    for entry in range(4):
+        recall.remember(memory, entry, states.reshape(-1), entry, zero[entry], step[entry])
+    found = aligned(4 * 128, np.float32)
+    recall.compare(chosen()[1], memory, 4, 4, states.reshape(-1), zero, step, found)
+    some = states.astype(np.float64) - 120.0
+    some /= np.linalg.norm(some, axis=1, keepdims=True)
+    columns = recall.width(memory, 4)
+    for row in (0, 1, 3):
+        got = found[row * columns : row * columns + 4]
+        np.testing.assert_allclose(got, some @ some[row], atol=0.02)
 
 
 # -- the same network in float64 --------------------------------------------------------------------------------------

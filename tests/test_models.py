@@ -296,7 +296,7 @@ def test_the_real_gguf_as_safetensors(folder: Path, tmp_path: Path, monkeypatch:
     config = {
         **CONFIG, "hidden_size": here.dim, "num_hidden_layers": here.layers, "num_attention_heads": here.heads,
         "num_key_value_heads": here.kv_heads, "intermediate_size": here.ffn, "vocab_size": here.rows,
-        "rms_norm_eps": here.eps, "rope_theta": here.rope_base,
+        "rms_norm_eps": here.eps, "rope_theta": here.rope_base, "max_position_embeddings": here.context,
     }  # fmt: skip
     text = (Path(__file__).parent.parent / "README.md").read_bytes()[:1500]
     sizes = {}

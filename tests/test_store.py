@@ -242,10 +242,10 @@ def test_missing_weights_say_what_to_do(folder: Path) -> None:
 
 
 def test_calls_for_the_command_line(folder: Path, converting: list[str]) -> None:
-    (status,) = weights.list_models()
+    status, *_ = weights.list_models()
     assert status.name == NAME and status.exact is None and status.gguf is None
     assert weights.pull() == weights.path() == store.exact_path(NAME)
-    (status,) = weights.list_models()
+    status, *_ = weights.list_models()
     assert status.exact == weights.path(NAME)
     assert weights.verify()[weights.path()] == store.PINNED[NAME]
     for call in (weights.pull, weights.path, weights.verify):

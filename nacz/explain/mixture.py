@@ -16,7 +16,7 @@ from nacz.kernels.compile import compiled
 from nacz.predictors.candidates import share_out
 from nacz.predictors.ensemble import adjust, frequencies, learn, make_ensemble, recall_rows, remember_row, seen_at
 from nacz.predictors.members import ALL, BIAS, MEMBERS
-from nacz.predictors.networks import head
+from nacz.predictors.networks import head, states_have_any_norm
 from nacz.predictors.preset import preset
 from nacz.predictors.recall import width
 from nacz.predictors.transformer import Shape, Weights, aligned
@@ -51,7 +51,8 @@ class Mixture:
     def __init__(self, kern: Any, shape: Shape, weights: Weights, tokens: Any, alternatives: int) -> None:
         self.kern, self.shape, self.weights, self.tokens = kern, shape, weights, tokens
         starts = np.array([0, tokens.size], np.int64)
-        self.ensemble = make_ensemble(ALL, starts, CHUNK, shape.dim, shape.vocab, preset(_PRESET))
+        normal = states_have_any_norm(shape)
+        self.ensemble = make_ensemble(ALL, starts, CHUNK, shape.dim, shape.vocab, preset(_PRESET), normal)
         # Who has no bias looks at one that is nothing and does not learn.
         without = self.ensemble._replace(
             habits=self.ensemble.habits._replace(bias=np.zeros_like(self.ensemble.habits.bias))

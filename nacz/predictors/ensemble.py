@@ -71,11 +71,13 @@ class Ensemble(NamedTuple):
 MakeEnsemble = Callable[[NDArray[np.int64], int, Shape], Ensemble]
 
 
-def make_ensemble(members: int, starts: Any, rows: int, dim: int, vocab: int, preset: Any) -> Ensemble:
+def make_ensemble(
+    members: int, starts: Any, rows: int, dim: int, vocab: int, preset: Any, normal: int = 0
+) -> Ensemble:
     """A fresh ensemble for a segment whose lanes begin at starts[:-1] and which has starts[-1] tokens.
 
-    `rows`: how many hidden states, from the first of the step at hand on, are remembered at most. Absent members take
-    no memory.
+    `rows`: how many hidden states, from the first of the step at hand on, are remembered at most. `normal`: 1 where
+    they have to be divided by their norm. Absent members take no memory.
     """
     tokens, rows = int(starts[-1]), rows + len(starts) - 1  # a step more: see `seen_at`
     return Ensemble(
@@ -83,7 +85,7 @@ def make_ensemble(members: int, starts: Any, rows: int, dim: int, vocab: int, pr
         habits=make_habits(vocab),
         ngrams=make_ngrams(tokens if members & NGRAM else 1),
         matches=make_matches(starts if members & MATCH else np.zeros(2, np.int64)),
-        recall=make_recall(*((tokens, rows, dim) if members & RECALL else (1, 1, 4)), vocab),
+        recall=make_recall(*((tokens, rows, dim) if members & RECALL else (1, 1, 4)), vocab, normal),
         clock=np.zeros(1, np.int64),
         surprise=np.zeros(2 * (len(starts) - 1), np.int64),
         members=members,

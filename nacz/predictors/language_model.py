@@ -24,7 +24,7 @@ from nacz.lanes import Engine, Progress, decode_lanes, encode_lanes, lane_length
 from nacz.predictors.ensemble import Ensemble, MakeEnsemble, make_ensemble
 from nacz.predictors.learning import MAX_ROWS, Learning
 from nacz.predictors.members import ALL, parse_members
-from nacz.predictors.networks import cache_bytes, fitted, make_shape, make_weights
+from nacz.predictors.networks import cache_bytes, fitted, make_shape, make_weights, states_have_any_norm
 from nacz.predictors.preset import preset
 from nacz.predictors.reach import Near, near_of
 from nacz.predictors.transformer import CONTRACT, Shape
@@ -176,7 +176,9 @@ class LanguageModelCoder:
         effort = EFFORTS[max(min(options.level, 9), 4)]
         # A window that was asked for is that of all heads.
         near = None if options.window else near_of(model.name, effort.near[1], effort.near[0] // BLOCK)
-        window = options.window or (effort.near[0] if near else effort.window)
+        # Where most layers see what is near only, those that see all of a longer window cost little.
+        longer = near is not None or getattr(model.architecture, "local", 0) > 0
+        window = options.window or (effort.near[0] if longer else effort.window)
         if window % BLOCK or not MIN_WINDOW <= window <= MAX_WINDOW:
             raise UsageError(f"window must be a multiple of {BLOCK} from {MIN_WINDOW} to {MAX_WINDOW}: {window}")
         shape = make_shape(model.architecture, window, near)
@@ -281,7 +283,7 @@ def mixed_in(members: int) -> MakeEnsemble | None:
     start = preset(ENSEMBLE_VERSION)
 
     def make(starts: NDArray[np.int64], ahead: int, shape: Shape) -> Ensemble:
-        return make_ensemble(members, starts, ahead, shape.dim, shape.vocab, start)
+        return make_ensemble(members, starts, ahead, shape.dim, shape.vocab, start, states_have_any_norm(shape))
 
     return make
 

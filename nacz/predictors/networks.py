@@ -9,32 +9,39 @@ from __future__ import annotations
 from typing import Any
 
 from nacz.errors import CorruptDataError
-from nacz.kernels.attention import BLOCK
+from nacz.kernels.attention import BLOCK, HEAD
 from nacz.kernels.compile import compiled, overload
 from nacz.predictors import general, transformer
 from nacz.predictors.general import GeneralShape
 from nacz.predictors.reach import Near
 from nacz.predictors.transformer import Cache, Shape
 from nacz.weights.exact import Architecture, ExactModel
-from nacz.weights.general import GeneralArchitecture
+from nacz.weights.general import SANDWICH, GeneralArchitecture
 
-__all__ = ["cache_bytes", "fitted", "forward", "head", "make_cache", "make_scratch", "make_shape", "make_weights"]
+__all__ = [
+    "cache_bytes", "fitted", "forward", "head", "make_cache", "make_scratch", "make_shape", "make_weights",
+    "states_have_any_norm",
+]  # fmt: skip
 
 
 def make_shape(arch: Architecture, window: int, near: Near | None = None) -> Shape:
     """Shape for a window of `window` positions, of which near heads of a plain model see the newest. A general model's
     has another type and all that callers ask of a Shape. Raises CorruptDataError when `near` is of another model."""
+    made: Any
     if not isinstance(arch, GeneralArchitecture):
-        return transformer.make_shape(arch, window, near)
-    if near is not None:
+        made = transformer.make_shape(arch, window, near)
+    elif near is not None:
         raise CorruptDataError("a table of near heads of another model")
-    made: Any = general.make_general_shape(arch, window)
-    return made
+    else:
+        made = general.make_general_shape(arch, window)
+    shape: Shape = made
+    return shape
 
 
 def fitted(shape: Shape, longest: int) -> Shape:
     """The shape with no more cache blocks than a lane of `longest` tokens fills; what is predicted stays the same."""
-    return transformer.fitted(shape, longest)
+    fits: Shape = transformer.fitted(shape, longest)
+    return fits
 
 
 def make_weights(model: ExactModel) -> Any:
@@ -60,8 +67,13 @@ def make_scratch(shape: Any, rows: int) -> Any:
 
 def cache_bytes(shape: Any, lanes: int) -> int:
     """Memory that the keys and values of `lanes` lanes take, in bytes."""
-    width = shape.width if isinstance(shape, GeneralShape) else transformer.HEAD
+    width = shape.width if isinstance(shape, GeneralShape) else HEAD
     return lanes * int(shape.begin[-1]) * BLOCK * (2 * width + 12)
+
+
+def states_have_any_norm(shape: Any) -> int:
+    """1 where gains make hidden rows longer or shorter than sqrt(dim), else 0."""
+    return int(isinstance(shape, GeneralShape) and bool(shape.features & SANDWICH))
 
 
 def _is_general(shape: Any) -> bool:

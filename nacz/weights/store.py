@@ -292,19 +292,21 @@ def exact_path(name: str = fetch.DEFAULT) -> Path:
 
 
 def load_model(
-    name_or_path: str | Path | None = None, *, offline: bool = False, progress: Progress | None = None
-) -> LoadedModel:
+    name_or_path: str | Path | None = None, *, offline: bool = False, progress: Progress | None = None,
+    accept: bool = False,
+) -> LoadedModel:  # fmt: skip
     """The model of a known name (None: the default) or of an imported one, or in a file: a converted model, a GGUF of a
     family that nacz knows, or a folder with safetensors.
 
     Fetches and converts what is missing, and keeps it in the cache folder; where that cannot be written, the converted
-    model lives in memory. `offline` never starts a download. `progress(stage, done, total)` is called from this thread.
+    model lives in memory. `offline` never starts a download; `accept`: the user accepts the
+    terms of a model that has some. `progress(stage, done, total)` is called from this thread.
 
     Raises ModelMissingError, ModelMismatchError when weights or conversion are not the pinned ones, and ModelError.
     """
     known = [model.name for model in fetch.known_models()]
     if name_or_path is None or name_or_path in known:
-        return _known(str(name_or_path or fetch.DEFAULT), offline, progress)
+        return _known(str(name_or_path or fetch.DEFAULT), offline, progress, accept)
     from nacz.weights import library
 
     path = library.find(str(name_or_path)) or Path(name_or_path)
@@ -345,14 +347,14 @@ def check_file(path: Path, pin: str | None = None) -> str:
     return found
 
 
-def _known(name: str, offline: bool, progress: Progress | None) -> LoadedModel:
+def _known(name: str, offline: bool, progress: Progress | None, accept: bool) -> LoadedModel:
     path, pin = exact_path(name), PINNED.get(name)
     # Damaged or made by an unreleased conversion: it is only a copy, and is made again.
     with contextlib.suppress(ModelError):
         model = load(path)
         if pin is None or model.weights_hash.hex() == pin:
             return model
-    gguf = fetch.ensure_gguf(name, offline=offline, progress=_stage(progress, "fetch"))
+    gguf = fetch.ensure_gguf(name, offline=offline, progress=_stage(progress, "fetch"), accept=accept)
     fetch.verify_gguf(name)
     converted = _converted(gguf, progress)
     found = weights_hash_of(converted).hex()
