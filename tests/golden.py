@@ -98,15 +98,15 @@ PINNED_TINY = {
     "ensemble": "84faa974aabf4e722871499eff41ad84224457005e226134a14725e8bd7495c5",
     "ensemble of one lane": "f39392a7f1e261e10408527fbac9466d146a171e1b160c84b2e3c95bac82ec87",
     "ensemble without memory": "8363df222b227c020618fc8618057ac1103e5fe4f3e6ac6e8cd89a9f687dcd79",
-    "learning": "27ddb7341a2d408836014c027d2f200b6f16399593df5fb8755d0006c4743ffb",
-    "learning of one layer in lanes": "05b67c4dcea4a10a42a1eafa3cb7171fb9fa980fde5b8dbb224cc5f736c48cb0",
+    "learning": "5010c27bbb847a24249141e6e32b0e48ce9346ae286b8dcddd51be1a3be324ee",
+    "learning of one layer in lanes": "d359ba55e03997d9b91383561f1c66269101363cfb507d7a431c7e15223d3fcb",
 }
 PINNED_REAL = {
     "real text": "de75d2830f42147a988707c3ccf520506d7f9a7aad8c830c946b3b30bda6efdc",
     "real text, near heads": "948b26977fcea24d13416918899506a7409bea47f0f85d42283607daf55fe6f3",
     "short real text": "e99c4d34d427591cf553a7320ce2c48f49d3dd4dfc97fff606f00dc1f6b1fb39",
     "real text, ensemble": "63e8a35101855bbc527006eaf794a717c3303c26da05ee9837192206c5db5bfb",
-    "real text, learning": "fdaa8b06b5c56927c3ebf14b1aca8c91298140377b76b12ff91fdc130a3b6136",
+    "real text, learning": "ff48ef1d6b19052515a5966ce873c8baa966545f4743f6c5800327aaf50ebe5e",
 }
 PINNED = PINNED_TINY | PINNED_REAL
 
