@@ -23,6 +23,7 @@ from nacz.cli_options import (
     DECODE,
     ENCODE,
     FILES,
+    FINGERPRINT,
     JSON,
     LEVEL,
     LIMITS,
@@ -80,6 +81,7 @@ def cli() -> None:
 @OUTPUT
 @LEVEL
 @MODEL
+@FINGERPRINT
 @ENCODE
 @WORKERS
 @TALK
@@ -94,6 +96,7 @@ def compress(files: Sequence[str], **flags: Any) -> int:
 @FILES
 @OUTPUT
 @MODEL
+@FINGERPRINT
 @LIMITS
 @DECODE
 @WORKERS
@@ -108,6 +111,7 @@ def decompress(files: Sequence[str], **flags: Any) -> int:
 @cli.command(short_help="Decode and compare all checksums.")
 @FILES
 @MODEL
+@FINGERPRINT
 @LIMITS
 @JSON
 @WORKERS
@@ -123,6 +127,7 @@ def test(files: Sequence[str], as_json: bool, **flags: Any) -> int:
 @FILES
 @click.option("--range", "span", metavar="A:B", help="Only bytes A to B - 1; either may be left out, or negative.")
 @MODEL
+@FINGERPRINT
 @LIMITS
 @THREADS
 @TALK
@@ -139,6 +144,7 @@ def cat(files: Sequence[str], span: str | None, **flags: Any) -> int:
 @click.option("-f", "--force", is_flag=True, help="Overwrite OUT.")
 @JSON
 @MODEL
+@FINGERPRINT
 @LIMITS
 @THREADS
 @TALK
@@ -170,6 +176,7 @@ def list_command(files: Sequence[str], as_json: bool, **flags: Any) -> int:
 @OUTPUT
 @LEVEL
 @MODEL
+@FINGERPRINT
 @LIMITS
 @ENCODE
 @WORKERS

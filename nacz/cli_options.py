@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 __all__ = [
-    "DECODE", "ENCODE", "FILES", "JSON", "LEVEL", "LIMITS", "MODEL", "OUTPUT", "TALK", "THREADS", "WORKERS",
-    "complete_file", "names_or_stdin", "together",
+    "DECODE", "ENCODE", "FILES", "FINGERPRINT", "JSON", "LEVEL", "LIMITS", "MODEL", "OUTPUT", "TALK", "THREADS",
+    "WORKERS", "complete_file", "names_or_stdin", "together",
 ]  # fmt: skip
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -77,7 +77,9 @@ OUTPUT = together(
 MODEL = together(
     click.option("--model", metavar="NAME", help="Language model by name or path; `none` to do without."),
     click.option("--offline", is_flag=True, help="Never fetch weights."),
-    click.option("--ignore-fingerprint", is_flag=True, help="Try what another machine wrote in floating point."),
+)
+FINGERPRINT = click.option(
+    "--ignore-fingerprint", is_flag=True, help="Try what another machine wrote in floating point."
 )
 
 

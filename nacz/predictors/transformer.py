@@ -257,9 +257,12 @@ def key_layer(layers: int) -> Any:
 @compiled
 def keep_key(m: int, d: int, s: Any) -> None:
     """Keep the m quantised rows at hand as those of the key layer's input."""
-    s.key[: m * d] = s.a[: m * d]
-    s.key_zero[:m] = s.zero[:m]
-    s.key_step[:m] = s.step[:m]
+    key, a = s.key, s.a
+    for i in range(m * d):
+        key[i] = a[i]
+    for r in range(m):
+        s.key_zero[r] = s.zero[r]
+        s.key_step[r] = s.step[r]
 
 
 @compiled

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from nacz.errors import UsageError
+from nacz.errors import CorruptDataError, ModelError, UsageError
 from nacz.formats.records import SegmentHeader
 from nacz.levels import LAST_LEVEL_WITHOUT_WEIGHTS, LEVELS
 from nacz.segment_coder import BYTE_MODEL, FLOATS, STORED, CodecOptions
@@ -58,7 +58,11 @@ def crew_for_decoding(
         return _crew(executor, threads, 0)
     from nacz.memory import decoding_memory
 
-    return _crew(executor, threads, decoding_memory(first, options.model, options.offline))
+    try:
+        needed = decoding_memory(first, options.model, options.offline)
+    except (CorruptDataError, ModelError):
+        return None  # whoever decodes it says so
+    return _crew(executor, threads, needed)
 
 
 def _crew_here(executor: ExecutorLike, threads: int) -> Crew:

@@ -96,6 +96,7 @@ def memory(level: int, size: int) -> int:
         + cfg.knots * cfg.apm_rows
         + (cfg.matches << _head_bits(size))
         + (16 << slots.DIRECT_BITS if cfg.direct else 1)
+        + 256 * len(cfg.pairs) * len(tables.initial_probability_table())
     )
     return size + slots.DIRECT + cfg.table_size(size) + tables_of_level + _SMALL_TABLES
 
