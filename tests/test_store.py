@@ -68,6 +68,19 @@ def test_round_trip(tmp_path: Path) -> None:
     assert store.in_memory(model).weights_hash == weights_hash
 
 
+def test_a_file_is_mapped_once_until_it_changes(tmp_path: Path) -> None:
+    path = tmp_path / "model.naczw"
+    store.save(tiny.model(), path)
+    model = store.load(path)
+    assert store.load(path) is model
+    store.save(tiny.model(seed=1), path)
+    other = store.load(path)
+    assert other is not model and other.weights_hash != model.weights_hash
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ModelError):
+        store.load(path)
+
+
 def test_the_file_is_a_function_of_the_model(tmp_path: Path) -> None:
     model = tiny.model()
     turned = ExactModel(model.architecture, dict(reversed(model.arrays.items())), model.tokenizer)
