@@ -39,29 +39,6 @@ EPSILON = np.float32(2.0**-60)  # keeps 0 / 0 out of the optimiser
 
 
 @compiled
-def softmax_gradient(n: int, fixed: Any, exps: Any, target: Any, out: Any) -> None:
-    """Gradient of -log p(target) in the logits, in natural units: softmax(fixed) - onehot(target).
-
-    fixed: int32[n], logits in units of log2 with 16 fraction bits; exps: int32[n] scratch; out: float32[n].
-    """
-    top = np.int32(-(1 << 31))
-    for i in range(n):
-        top = imax(top, fixed[i])
-    total = np.int64(0)
-    for at in range(0, n, PANEL):
-        some = np.int32(0)
-        for i in range(at, at + PANEL):
-            e = int_exp2(isub(top, fixed[i]), FRACTION)
-            exps[i] = e
-            some = iadd(some, e)
-        total += np.int64(some)
-    inverse = np.float32(1.0 / np.float64(total))
-    for i in range(n):
-        out[i] = to_float(exps[i]) * inverse
-    out[target] = out[target] - np.float32(1.0)
-
-
-@compiled
 def gate_gradient(m: int, f: int, gate_up: Any, dh: Any, out: Any) -> None:
     """Through h = silu(gate) * up: dh float32 [m, f] to out float32 [m, 2 f] (gates first). `gate_up` as forward."""
     one = np.float32(1.0)
@@ -137,24 +114,45 @@ def quantise_scaled(m: int, n: int, dy: Any, column: Any, work: Any, a: Any, zer
 
 
 @compiled
-def split_bytes(row: int, m: int, n: int, first: int, count: int, x: Any, top: Any, high: Any, low: Any) -> None:
-    """Columns first .. first + count - 1 of rows of x (float32 [m, n]) to 16 bits in two bytes each.
+def scattered_bytes(row: int, n: int, x: Any, top: Any, work: Any, place: Any, value: Any) -> Any:
+    """float32[n] x to signed bytes; those that are not 0 and where they are: into value, place int32[n]; how many.
 
-    x ~ (256 (high - 128) + low) * top / 32766 with top float32[m] the largest magnitude of each row; high, low: uint8
-    [m, count]. A fraction between -1/2 and 1/2 that depends on the column and on the row's number row + r is added
-    before rounding: the tail of a softmax, small probabilities of many tokens, would else round to zero and bias every
-    sum over the vocabulary (docs/experiments.md).
+    x ~ value * top / 126 with `top` the largest magnitude. A fraction between -1/2 and 1/2 that depends on the column and
+    on the row's number `row` is added before rounding: the tail of a softmax, small probabilities of many tokens, would
+    else round to zero and bias every sum over the vocabulary (docs/experiments.md). Of a distribution's gradient some
+    hundred are left. n: a multiple of 64; work: int32[64].
     """
-    for r in range(m):
-        source = x[r * n + first : r * n + first + count]
-        up, down = high[r * count : (r + 1) * count], low[r * count : (r + 1) * count]
-        inverse = np.float32(32766.0) / max(top[r], TINY)
-        start = iadd(np.int32(first), imul(np.int32(row + r), 40503))
-        for i in range(count):
-            fraction = to_float(sar(imul(iadd(start, np.int32(i)), GOLDEN), 8)) * FRACTION_UNIT
-            v = iadd(round_near(source[i] * inverse + fraction), 32768)
-            up[i] = np.uint8(sar(v, 8))
-            down[i] = np.uint8(iand(v, 255))
+    inverse = np.float32(126.0) / max(top, TINY)
+    start = imul(np.int32(row), 40503)
+    count = 0
+    for at in range(0, n, PANEL):
+        some, most = x[at : at + PANEL], np.int32(0)
+        for i in range(PANEL):
+            fraction = to_float(sar(imul(iadd(start, np.int32(at + i)), GOLDEN), 8)) * FRACTION_UNIT
+            v = round_near(some[i] * inverse + fraction)
+            work[i] = v
+            most = imax(most, imul(v, v))
+        if most > 0:
+            for i in range(PANEL):
+                if work[i] != 0:
+                    place[count] = at + i
+                    value[count] = work[i]
+                    count += 1
+    return count
+
+
+@compiled
+def add_scattered(count: int, place: Any, value: Any, k: int, matrix: Any, unit: Any, total: Any, out: Any) -> None:
+    """Sum of value[i] times row place[i] of `matrix` (int8 [n, k]), exact, times `unit`: out float32[k]. total:
+    int32[k]."""
+    total[:k] = 0
+    for i in range(count):
+        v, at = value[i], np.int64(place[i]) * k
+        line = matrix[at : at + k]
+        for j in range(k):
+            total[j] = iadd(total[j], imul(v, np.int32(line[j])))
+    for j in range(k):
+        out[j] = to_float(total[j]) * unit
 
 
 @compiled

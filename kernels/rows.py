@@ -201,6 +201,53 @@ def rotate_rows(m: int, f: int, two: int, three: int, h: Any) -> None:
 
 
 @compiled
+def _pairs(k: int, span: int, row: Any) -> None:
+    """(a, b) to (a + b, a - b) for numbers that are `span` apart, in each 2 * span of a row of k."""
+    for at in range(0, k, 2 * span):
+        first, second = row[at : at + span], row[at + span : at + 2 * span]
+        for j in range(span):
+            p, q = first[j], second[j]
+            first[j] = p + q
+            second[j] = p - q
+
+
+@compiled
+def _fours(k: int, span: int, row: Any) -> None:
+    """`_pairs` for `span` and then for 2 * span, in one pass."""
+    for at in range(0, k, 4 * span):
+        first, second = row[at : at + span], row[at + span : at + 2 * span]
+        third, fourth = row[at + 2 * span : at + 3 * span], row[at + 3 * span : at + 4 * span]
+        for j in range(span):
+            a, b, c, d = first[j], second[j], third[j], fourth[j]
+            p, q, s, t = a + b, a - b, c + d, c - d
+            first[j] = p + s
+            second[j] = q + t
+            third[j] = p - s
+            fourth[j] = q - t
+
+
+@compiled
+def _sixteens(k: int, row: Any) -> None:
+    """`_pairs` for spans of 1, 2, 4 and 8. Loops of known lengths, which vectorise: a fifth of the time."""
+    for i in range(k >> 2):
+        a, b, c, d = row[4 * i], row[4 * i + 1], row[4 * i + 2], row[4 * i + 3]
+        p, q, s, t = a + b, a - b, c + d, c - d
+        row[4 * i] = p + s
+        row[4 * i + 1] = q + t
+        row[4 * i + 2] = p - s
+        row[4 * i + 3] = q - t
+    for i in range(k >> 4):
+        x = row[16 * i : 16 * i + 16]
+        for j in range(4):
+            a, b, c, d = x[j], x[j + 4], x[j + 8], x[j + 12]
+            p, q, s, t = a + b, a - b, c + d, c - d
+            x[j] = p + s
+            x[j + 4] = q + t
+            x[j + 8] = p - s
+            x[j + 12] = q - t
+
+
+@compiled
 def mix_rows(m: int, k: int, two: int, three: int, scale: Any, x: Any) -> None:
     """Mix each row of x as the residual stream is mixed in the weights; in place, flat float32 [m, k].
 
@@ -212,14 +259,14 @@ def mix_rows(m: int, k: int, two: int, three: int, scale: Any, x: Any) -> None:
     for r in range(m):
         row = x[r * k : (r + 1) * k]
         span = rest
-        while span < two * rest:
-            for at in range(0, k, 2 * span):
-                first, second = row[at : at + span], row[at + span : at + 2 * span]
-                for j in range(span):
-                    p, q = first[j], second[j]
-                    first[j] = p + q
-                    second[j] = p - q
-            span *= 2
+        if rest == 1 and two >= 16:
+            _sixteens(k, row)
+            span = 16
+        while 4 * span <= two * rest:
+            _fours(k, span, row)
+            span *= 4
+        if span < two * rest:
+            _pairs(k, span, row)
         n, parts = k, 1
         while parts < three:
             n //= 3

@@ -27,7 +27,7 @@ from nacz.coder.range_coder import POSITION, decoder_consistent, decoder_init
 from nacz.errors import CorruptDataError
 from nacz.kernels.cdf import GROUP
 from nacz.predictors.ensemble import Ensemble, MakeEnsemble, seen_at
-from nacz.predictors.learning import Learner, Learning
+from nacz.predictors.learning import Learner, Learning, Outcomes, no_outcomes
 from nacz.predictors.networks import fitted, forward, make_cache, make_scratch
 from nacz.predictors.recall import width
 from nacz.predictors.transformer import (
@@ -115,11 +115,15 @@ class _Worker:
         trace = self.trace._replace(row=np.arange(row, row + inputs.size))
         forward(self.kern, self.shape, self.weights, cache, self.scratch, inputs, groups, trace)
 
-    def intervals(self, targets: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def intervals(
+        self, lane: int, step: int, targets: NDArray[np.int32], outcomes: Outcomes
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(cumulative, frequency) of the tokens that follow those of `forward`, by the language model alone."""
         low, freq = np.empty(targets.size, np.int64), np.empty(targets.size, np.int64)
-        s = self.scratch
-        intervals(self.kern, self.shape, self.weights, s, targets.size, targets, self.bench, low, freq)
+        intervals(
+            self.kern, self.shape, self.weights, self.scratch, targets.size, lane, step, targets, self.bench, outcomes,
+            low, freq,
+        )  # fmt: skip
         return low, freq
 
 
@@ -142,6 +146,7 @@ class _Encoding:
         self.kern, self.shape, self.learner, self.engine = kern, shape, learner, engine
         self.weights = learner.weights if learner else weights
         self.trace = learner.trace if learner else make_trace(shape, shape.layers, 0)
+        self.outcomes = learner.outcomes if learner else no_outcomes()
         self.tokens, self.lanes, self.rows = tokens, lanes, rows
         self.starts = lane_starts(tokens.size, lanes)
         self.lengths = np.diff(self.starts)
@@ -185,7 +190,7 @@ class _Encoding:
             worker.forward(cache, self.inputs[at : at + m], first, lane * self.steps + first - chunk * self.steps)
             place = first * self.lanes + lane
             if self.ensemble is None:
-                low, freq = worker.intervals(self.tokens[at : at + m])
+                low, freq = worker.intervals(lane, first, self.tokens[at : at + m], self.outcomes)
                 some = slice(place, place + (m - 1) * self.lanes + 1, self.lanes)
                 self.low[some], self.freq[some] = low, freq
                 self.done[lane] += m
@@ -198,14 +203,11 @@ class _Encoding:
         self.idle.put(worker)
 
     def learn_chunk(self, chunk: int) -> None:
-        """Learn from a chunk that was forwarded, if the network learns and another chunk follows."""
-        if self.learner is None or chunk + 1 >= self.chunks:
-            return
-        # The last step alone can lack lanes, so every lane has all steps of a chunk that another one follows.
-        at = [int(start) + chunk * self.steps for start in self.starts[:-1]]
-        targets = np.concatenate([self.tokens[i : i + self.steps] for i in at])
-        caches = [(cache, 0) for cache in self.caches if cache is not None]
-        self.learner.learn(caches, chunk * self.steps, targets)
+        """Learn from a chunk that was coded, if another chunk follows. The last step alone can lack lanes, so every
+        lane has all steps of such a chunk."""
+        if self.learner is not None and chunk + 1 < self.chunks:
+            caches = [(cache, 0) for cache in self.caches if cache is not None]
+            self.learner.learn(caches, chunk * self.steps)
 
     def code_chunk(self, chunk: int) -> None:
         """Code the tokens of a chunk that was forwarded, in coding order; the ensemble learns from them."""
@@ -215,7 +217,7 @@ class _Encoding:
         m = min(self.steps * self.lanes, self.tokens.size - first)
         mixed_intervals(
             self.kern, self.shape, self.weights, self.ensemble, self.hidden[chunk % 2], first, m, self.lanes,
-            self.starts, self.tokens, self.bench, self.cosines, self.low, self.freq,
+            self.starts, self.tokens, self.bench, self.cosines, self.outcomes, self.low, self.freq,
         )  # fmt: skip
         self.done[:] = np.minimum(self.lengths, (chunk + 1) * self.steps)
 
@@ -247,7 +249,7 @@ def encode_lanes(
     learning: how the network learns, None for weights that stay. engine: who runs the transformer if it is not
     compiled code; none that learns.
     The result does not depend on `threads`, `rows`, `kern` or `engine`. With two threads or more one chunk is forwarded
-    by that many workers while the calling thread codes the one before.
+    by that many workers while the calling thread codes the one before, unless the network has to learn from that first.
     """
     longest = int(lane_lengths(tokens.size, lanes)[0])
     shape = fitted(shape, longest)
@@ -277,11 +279,15 @@ def encode_lanes(
                     for future in finished:
                         future.result()
                     work.report(progress)
-                work.learn_chunk(chunk)
-                if threads > 1:
+                if learner is not None:
+                    work.code_chunk(chunk)
+                    work.learn_chunk(chunk)
                     begin(chunk + 1)
-                work.code_chunk(chunk)
-                if threads <= 1:
+                elif threads > 1:
+                    begin(chunk + 1)
+                    work.code_chunk(chunk)
+                else:
+                    work.code_chunk(chunk)
                     begin(chunk + 1)
             work.report(progress)
         finally:
@@ -341,6 +347,7 @@ class _Decoding:
         self.learner, self.due = learner, 0.0
         weights = learner.weights if learner else weights
         trace = learner.trace if learner else make_trace(shape, shape.layers, 0)
+        self.outcomes = learner.outcomes if learner else no_outcomes()
         self.steps = learner.steps if learner else 1
         self.shape, self.lanes, self.starts = shape, lanes, lane_starts(count, lanes)
         self.lengths = np.diff(self.starts)
@@ -351,11 +358,11 @@ class _Decoding:
         self.caches = [worker.make_cache(b - a) for worker, (a, b) in zip(self.team, pairwise(self.first), strict=True)]
         self.logits = np.empty((lanes, shape.vocab), np.int32)  # without an ensemble: frequencies
         self.sums = np.empty((lanes, shape.vocab // GROUP), np.int32)
+        self.bench = make_bench(shape, 1)
         self.ensemble: Ensemble | None = None
         if ensemble is not None:
             self.ensemble = ensemble(self.starts, lanes, shape)
             self.hidden = make_rows(shape, lanes)
-            self.bench = make_bench(shape, 1)
             self.cosines = aligned(lanes * self.ensemble.recall.columns, np.float32)
             self.owner = np.searchsorted(self.first, np.arange(lanes), "right") - 1
 
@@ -426,21 +433,22 @@ class _Decoding:
     def learn(self, first: int) -> None:
         """Learn from the chunk that begins with step `first`."""
         assert self.learner is not None
-        targets = np.concatenate([self.out[at + first : at + first + self.steps] for at in self.starts[:-1]])
         owned = [(cache, lane) for cache, (a, b) in zip(self.caches, pairwise(self.first), strict=True)
                  for lane in range(b - a)]  # fmt: skip
-        self.learner.learn(owned, first, targets)
+        self.learner.learn(owned, first)
 
     def take(self, t: int, first: int, last: int) -> None:
         """Take token t of lanes first .. last - 1 from the stream."""
         if self.ensemble is None:
             some = slice(first, last)
-            take(self.state, self.stream, self.logits[some], self.sums[some], last - first, self.current[some])
+            take(
+                self.state, self.stream, self.logits, self.sums, t, first, last, self.bench, self.outcomes, self.current
+            )
             self.out[self.starts[some] + t] = self.current[some]
             return
         recall, begin = self.ensemble.recall, np.array(self.first)[self.owner]
         where = begin * recall.columns + (np.arange(self.lanes) - begin) * width(recall, seen_at(t, self.lanes))
         take_mixed(
             self.state, self.stream, self.shape, self.ensemble, t, first, last, self.starts, self.logits, self.cosines,
-            where, self.hidden, self.bench, self.out, self.current,
+            where, self.hidden, self.bench, self.outcomes, self.out, self.current,
         )  # fmt: skip

@@ -15,6 +15,7 @@ from nacz.coder.range_coder import decode_advance, decode_target
 from nacz.kernels.cdf import GROUP, find, fix_logits, interval, spread
 from nacz.kernels.compile import compiled
 from nacz.predictors.ensemble import adjust, frequencies, learn, recall_rows, remember_row, seen_at
+from nacz.predictors.learning import tell_outcome
 from nacz.predictors.networks import forward, head
 from nacz.predictors.recall import width
 from nacz.predictors.transformer import Shape, aligned
@@ -35,12 +36,14 @@ class Rows(NamedTuple):
 
 
 class Bench(NamedTuple):
-    """Work space for one row at a time: logits float32[HEAD_ROWS * vocab], fixed and freq int32[vocab], sums
-    int32[vocab / 64]."""
+    """Work space for one row at a time: logits float32[HEAD_ROWS * vocab], fixed, freq and value int32[vocab], work
+    float32[vocab], sums int32[vocab / 64]."""
 
     logits: Any
     fixed: Any
     freq: Any
+    value: Any
+    work: Any
     sums: Any
 
 
@@ -67,15 +70,19 @@ def make_bench(shape: Shape, rows: int) -> Bench:
         aligned(min(rows, HEAD_ROWS) * shape.vocab, np.float32),
         aligned(shape.vocab, np.int32),
         aligned(shape.vocab, np.int32),
+        aligned(shape.vocab, np.int32),
+        aligned(shape.vocab, np.float32),
         aligned(shape.vocab // GROUP, np.int32),
     )
 
 
 @compiled
 def intervals(
-    kern: Any, shape: Any, w: Any, s: Any, m: int, targets: Any, bench: Any, low_out: Any, freq_out: Any
-) -> None:
-    """Intervals of `targets` (int32[m]) after `forward` over m rows, the language model alone: int64[m] each."""
+    kern: Any, shape: Any, w: Any, s: Any, m: int, lane: int, step: int, targets: Any, bench: Any, outcomes: Any,
+    low_out: Any, freq_out: Any,
+) -> None:  # fmt: skip
+    """Intervals of `targets` (int32[m]) after `forward` over m rows of a lane from `step` on, the language model alone:
+    int64[m] each."""
     done = 0
     while done < m:
         n = min(HEAD_ROWS, m - done)
@@ -83,16 +90,18 @@ def intervals(
         for r in range(n):
             fix_logits(shape.vocab, bench.logits, r * shape.vocab, bench.fixed)
             spread(shape.vocab, bench.fixed, bench.freq, bench.sums)
-            low, f = interval(bench.freq, bench.sums, np.int64(targets[done + r]))
+            target = np.int64(targets[done + r])
+            low, f = interval(bench.freq, bench.sums, target)
             low_out[done + r] = low
             freq_out[done + r] = f
+            tell_outcome(outcomes, lane, step + done + r, target, bench.freq, bench.work, bench.fixed, bench.value)
         done += n
 
 
 @compiled
 def mixed_intervals(
     kern: Any, shape: Any, w: Any, e: Any, rows: Any, first: int, m: int, lanes: int, starts: Any, tokens: Any,
-    bench: Any, cosines: Any, low_out: Any, freq_out: Any,
+    bench: Any, cosines: Any, outcomes: Any, low_out: Any, freq_out: Any,
 ) -> None:  # fmt: skip
     """Intervals of the m tokens from number `first` in coding order, with the ensemble, into low_out and freq_out.
 
@@ -122,6 +131,7 @@ def mixed_intervals(
             low_out[number] = low
             freq_out[number] = f
             learn(e, lane, at, token, tokens, bench.freq)
+            tell_outcome(outcomes, lane, step, token, bench.freq, bench.work, bench.fixed, bench.value)
         done += n
 
 
@@ -150,12 +160,15 @@ def distributions_of_rows(kern: Any, shape: Any, w: Any, s: Any, m: int, bench: 
 
 
 @compiled
-def take(state: Any, stream: Any, freq: Any, sums: Any, n: int, tokens: Any) -> None:
-    """Decode the tokens of one step from finished distributions: tokens int32[n]."""
-    for r in range(n):
-        symbol, low, f = find(freq[r], sums[r], np.int64(decode_target(state, stream)))
+def take(
+    state: Any, stream: Any, freq: Any, sums: Any, step: int, first: int, n: int, bench: Any, outcomes: Any, tokens: Any
+) -> None:
+    """Decode the tokens of one step of lanes `first` to n - 1 from finished distributions: tokens int32[lanes]."""
+    for lane in range(first, n):
+        symbol, low, f = find(freq[lane], sums[lane], np.int64(decode_target(state, stream)))
         decode_advance(state, stream, low, f)
-        tokens[r] = symbol
+        tokens[lane] = symbol
+        tell_outcome(outcomes, lane, step, symbol, freq[lane], bench.work, bench.fixed, bench.value)
 
 
 @compiled
@@ -198,7 +211,7 @@ def logits_of_rows(
 @compiled
 def take_mixed(
     state: Any, stream: Any, shape: Any, e: Any, step: int, first: int, n: int, starts: Any, fixed: Any, cosines: Any,
-    where: Any, hidden: Any, bench: Any, tokens: Any, current: Any,
+    where: Any, hidden: Any, bench: Any, outcomes: Any, tokens: Any, current: Any,
 ) -> None:  # fmt: skip
     """Decode the tokens of one step of lanes `first` to n - 1 with the ensemble: into `tokens` (lane after lane) and
     current int32[lanes]. fixed int32[lanes, vocab] as `logits_and_memories` left it; a lane's cosines are from
@@ -216,5 +229,6 @@ def take_mixed(
         tokens[at] = symbol
         current[lane] = symbol
         learn(e, lane, at, symbol, tokens, bench.freq)
+        tell_outcome(outcomes, lane, step, symbol, bench.freq, bench.work, bench.fixed, bench.value)
     for lane in range(first, n):
         remember_row(e, step * lanes + lane, hidden, lane, current[lane])

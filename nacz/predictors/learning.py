@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 
 from nacz.kernels.attention import HEAD
 from nacz.kernels.attention_gradient import attention_gradient, make_attention_scratch, scratch_floats
-from nacz.kernels.cdf import fix_logits
 from nacz.kernels.compile import compiled
 from nacz.kernels.gemm import pack, scaled_product, unpack
 from nacz.kernels.gradients import (
     PANEL,
     adam_moves,
     adam_rows,
+    add_scattered,
     column_units,
     dithered,
     gate_gradient,
@@ -37,17 +37,15 @@ from nacz.kernels.gradients import (
     place_rows,
     quantise_scaled,
     rms_inverse,
-    softmax_gradient,
-    split_bytes,
+    scattered_bytes,
     take_off,
 )
+from nacz.kernels.ops import to_float
 from nacz.kernels.rope import angles
 from nacz.kernels.rows import add_rows, gated_rows, largest, mix_rows, normalise_rows, quantise_rows, rotate_rows
 from nacz.predictors.transformer import Cache, Shape, Weights, aligned, make_trace
 from nacz.weights.exact import factors
 
-HEAD_ROWS = 24  # rows per product with the vocabulary
-PIECE = 4096  # tokens per product of the vocabulary's gradient: 64 x 4,096 weights stay in a second-level cache
 MAX_ROWS = 1024  # of a block: bounds what a decoder may be asked to allocate
 SLICE = 32  # rows per job of a thread
 DECAY, KEEP = np.float32(0.9), np.float32(0.99)  # Adam's beta 1 and beta 2
@@ -72,6 +70,27 @@ def learning_bytes(shape: Shape, learning: Learning, lanes: int) -> int:
     kept = 2 * layers * d + 3 * q + 6 * f + 6 * d
     scores = 2 * scratch_floats(rows // lanes + 1, shape.heads // shape.kv_heads, int(shape.reach.max()))
     return shape.layers * layer + 13 * layers * layer + shape.vocab * d + 4 * (rows * kept + scores)
+
+
+class Outcomes(NamedTuple):
+    """What coding tells the network of each row of a block: row l * steps + i for step i of lane l.
+
+    head: int8 [vocab, dim], flat, with step float32[vocab]; gradient: float32 [rows, dim], flat, in the last layer's
+    normalised output; total: int32 [lanes, dim], work space. steps: 0 where nothing learns.
+    """
+
+    head: Any
+    step: Any
+    gradient: Any
+    total: Any
+    steps: int
+
+
+def no_outcomes() -> Outcomes:
+    """For a network that does not learn."""
+    return Outcomes(
+        np.empty(0, np.int8), np.empty(0, np.float32), np.empty(0, np.float32), np.empty((0, 0), np.int32), 0
+    )
 
 
 class Matrix(NamedTuple):
@@ -120,50 +139,36 @@ class _Work(NamedTuple):
     step: Any
     row: Any
     y: Any
-    logits: Any
-    fixed: Any
-    exps: Any
-    top: Any
-    high: Any
-    low: Any
     unit: Any
 
 
 @compiled
-def _head_rows(
-    kern: Any, shape: Any, w: Any, turned: Any, turned_sums: Any, first: int, m: int, x: Any, targets: Any, dx: Any,
-    s: Any,
-) -> None:  # fmt: skip
-    """Gradient in the last layer's output of rows first .. first + m - 1, at most HEAD_ROWS, into dx."""
-    d, v = shape.dim, shape.vocab
-    x, dx = x[first * d : (first + m) * d], dx[first * d : (first + m) * d]
-    normalise_rows(m, d, shape.eps, x, s.a, s.zero, s.step)
-    scaled_product(kern, m, v, d, s.a, s.zero, s.step, w.head, 0, w.head_sum, w.head_step, 0, s.logits)
-    for r in range(m):
-        row = s.logits[r * v : (r + 1) * v]
-        fix_logits(v, row, 0, s.fixed)
-        softmax_gradient(v, s.fixed, s.exps, np.int64(targets[first + r]), row)
-        # The steps hold the change to binary logarithms: a constant factor, which Adam does not see.
-        for i in range(v):
-            row[i] = row[i] * w.head_step[i]
-        s.top[r] = largest(row, 0, v)
-    s.hidden[: m * d] = np.float32(0.0)
-    sums_at = 0
-    for at in range(0, v, PIECE):
-        count = min(PIECE, v - at)
-        split_bytes(first, m, v, at, count, s.logits, s.top, s.high, s.low)
-        sums = turned_sums[sums_at : sums_at + d]
-        for which in range(2):
-            for r in range(m):
-                unit = s.top[r] * np.float32(1.0 / 32766.0)
-                s.step[r] = unit * np.float32(256.0) if which == 0 else unit
-                s.zero[r] = 128 if which == 0 else 0
-            part = s.high if which == 0 else s.low
-            scaled_product(kern, m, d, count, part, s.zero, s.step, turned, at * d, sums, s.unit, 0, s.y)
-            add_rows(m * d, s.hidden, s.y)
-        sums_at += d
-    dx[:] = np.float32(0.0)
-    norm_gradient(m, d, shape.eps, x, s.hidden, dx)
+def tell_outcome(o: Any, lane: int, step: int, symbol: Any, freq: Any, work: Any, places: Any, values: Any) -> None:
+    """Keep the gradient in the last normalised row from the distribution that a token was coded with.
+
+    o: Outcomes; freq: int32[vocab], of a total of 2^24; symbol: what came. work float32[vocab], places, values
+    int32[vocab]: work space. Nothing is done where nothing learns.
+    """
+    if o.steps == 0:
+        return
+    v, d = o.step.size, o.gradient.size // (o.total.shape[0] * o.steps)
+    # A token's step holds the change to binary logarithms: a constant factor, which Adam does not see.
+    for i in range(v):
+        work[i] = (to_float(freq[i]) * np.float32(2.0**-24)) * o.step[i]
+    work[symbol] = (to_float(freq[symbol]) * np.float32(2.0**-24) - np.float32(1.0)) * o.step[symbol]
+    top, row = largest(work, 0, v), lane * o.steps + step % o.steps
+    count = scattered_bytes(row, v, work, top, o.total[lane], places, values)
+    unit, gradient = top * np.float32(1.0 / 126.0), o.gradient[row * d : (row + 1) * d]
+    add_scattered(count, places, values, d, o.head, unit, o.total[lane], gradient)
+
+
+@compiled
+def _head_rows(shape: Any, first: int, m: int, x: Any, gradient: Any, dx: Any) -> None:
+    """Gradient in the last layer's output x of rows first .. first + m - 1 into dx."""
+    d = shape.dim
+    some = slice(first * d, (first + m) * d)
+    dx[some] = np.float32(0.0)
+    norm_gradient(m, d, shape.eps, x[some], gradient[some], dx[some])
 
 
 @compiled
@@ -315,7 +320,10 @@ class Learner:
             {name: _matrix(own, base, name, layer, *sizes[name]) for name in MATRICES}
             for layer in self._layers
         ]
-        self._head, self._head_sums = _turned_head(base, shape)
+        self.outcomes = Outcomes(
+            unpack(np.asarray(base.head), shape.vocab, d).reshape(-1), base.head_step, aligned(rows * d, np.float32),
+            np.zeros((lanes, max(d, PANEL)), np.int32), count,
+        )  # fmt: skip
         padded = -(-rows // 4) * 4
 
         def floats(width: int) -> Any:
@@ -332,10 +340,7 @@ class Learner:
             _Work(
                 hidden=aligned(SLICE * max(d, f), np.float32), a=aligned(SLICE * widest, np.uint8),
                 zero=aligned(SLICE, np.int32), step=aligned(SLICE, np.float32), row=aligned(widest, np.float32),
-                y=aligned(SLICE * d, np.float32), logits=aligned(HEAD_ROWS * shape.vocab, np.float32),
-                fixed=aligned(shape.vocab, np.int32), exps=aligned(shape.vocab, np.int32),
-                top=aligned(HEAD_ROWS, np.float32), high=aligned(HEAD_ROWS * PIECE, np.uint8),
-                low=aligned(HEAD_ROWS * PIECE, np.uint8), unit=np.ones(widest, np.float32),
+                y=aligned(SLICE * d, np.float32), unit=np.ones(widest, np.float32),
             )
             for _ in range(threads)
         ]  # fmt: skip
@@ -361,13 +366,12 @@ class Learner:
         """End the threads."""
         self._pool.shutdown()
 
-    def learn(self, lanes: Sequence[tuple[Cache, int]], position: int, targets: NDArray[np.int32]) -> None:
-        """One step from a block whose rows are in `trace`.
+    def learn(self, lanes: Sequence[tuple[Cache, int]], position: int) -> None:
+        """One step from a block whose rows are in `trace` and of which `outcomes` were told.
 
-        lanes: the cache of each lane and the lane's place in it; position: where the block begins in its lanes;
-        targets: int32[rows], the token that follows each row, lane after lane.
+        lanes: the cache of each lane and the lane's place in it; position: where the block begins in its lanes.
         """
-        kern, shape, b, m = self._kern, self._shape, self._block, targets.size
+        shape, b, m = self._shape, self._block, len(lanes) * self.steps
         d = shape.dim
         rows = -(-m // 4) * 4
         kept = self.trace.end.size // d
@@ -375,10 +379,9 @@ class Learner:
         rate = np.float32(self._rate * float(np.sqrt(1.0 - b2)) / (1.0 - b1))
         self._each(
             lambda i, at: _head_rows(
-                kern, shape, self.weights, self._head, self._head_sums, at, min(HEAD_ROWS, m - at), self.trace.end,
-                targets, b.dx, self._work[i],
+                shape, at, min(SLICE, m - at), self.trace.end, self.outcomes.gradient, b.dx
             ),
-            range(0, m, HEAD_ROWS),
+            range(0, m, SLICE),
         )  # fmt: skip
         for layer in reversed(self._layers):
             w = self._matrices[layer - self._layers.start]
@@ -476,14 +479,3 @@ def mixing_of(dim: int) -> tuple[int, int, np.float32]:
     """(two, three, scale) that `mix_rows` takes for a residual stream of this width."""
     two, threes, _ = factors(dim)
     return two, 3**threes, np.float32(1.0 / (np.sqrt(np.float64(two)) * 3.0**threes))
-
-
-def _turned_head(base: Weights, shape: Shape) -> tuple[Any, Any]:
-    """The transposed head in pieces of PIECE tokens, packed, and each piece's sums."""
-    head = unpack(np.asarray(base.head), shape.vocab, shape.dim)
-    pieces = [head[at : at + PIECE] for at in range(0, shape.vocab, PIECE)]
-    packed = aligned(head.size, np.int8)
-    for i, piece in enumerate(pieces):
-        at = i * PIECE * shape.dim
-        packed[at : at + piece.size] = pack(np.ascontiguousarray(piece.T))
-    return packed, np.concatenate([piece.sum(axis=0, dtype=np.int32) for piece in pieces])
