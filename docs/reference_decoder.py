@@ -24,7 +24,7 @@ import xxhash
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from reference_ensemble import Ensemble  # noqa: E402
-from reference_learning import Learner  # noqa: E402
+from reference_learning import Learner, back_from_token  # noqa: E402
 
 F = np.float32
 
@@ -216,7 +216,7 @@ def decode_language_model(model: Model, params: Fields, payload: bytes, plain_si
         check(1 <= members <= 31, "members that are not here")
     learner, block, learning = None, 0, None
     if version & 2:
-        check(params.varint() == 0, "learning of an unknown version")
+        check(params.varint() == 1, "learning of an unknown version")
         layers, rate, rows = params.varint(), params.varint(), params.varint()
         check(1 <= layers <= model.n_layers and 1 <= rate <= 1000, "parameters out of range")
         check(1 <= rows <= 1024 and 1 <= lanes <= 256, "parameters out of range")
@@ -241,6 +241,7 @@ def decode_language_model(model: Model, params: Fields, payload: bytes, plain_si
     tokens: list[list[int]] = [[] for _ in range(lanes)]
     ensemble = Ensemble(members, lengths, model.vocab, model.dim, integer_exp2)
     coder = RangeDecoder(payload)
+    gradients: dict[int, np.ndarray] = {}
     for step in range(lengths[0]):
         keys = []
         for lane in range(lanes):
@@ -257,11 +258,13 @@ def decode_language_model(model: Model, params: Fields, payload: bytes, plain_si
             if members:
                 ensemble.learn(lane, token, frequencies)
                 keys.append((streams[lane].key, token))
+            if learner is not None:
+                row = lane * block + step % block
+                gradients[row] = back_from_token(model.head, np.array(frequencies), token, row)
         for key, token in keys:
             ensemble.remember(key, token)
         if learner is not None and (step + 1) % block == 0 and step + 1 < lengths[0]:
-            first = step + 1 - block
-            learner.learn(streams, first, np.array([token for lane in tokens for token in lane[first:]]))
+            learner.learn(streams, step + 1 - block, np.array([gradients[row] for row in range(lanes * block)]))
             for stream in streams:
                 stream.trace.clear()
     coder.check_end()

@@ -16,7 +16,6 @@ TINY = F(2.0**-60)
 B1, B2 = F(0.9), F(0.99)
 BLOCK = 128  # positions of a block of keys and values
 GRADIENT_BLOCKS = 16  # at most, that the gradient of attention looks at
-PIECE = 4096  # tokens of a piece of the vocabulary
 SCORE_UNIT = F(1.4426950408889634 / 8.0 * 16384.0)
 SCORE_UNDO = F(1.0 / (1.4426950408889634 * 16384.0))
 COEFFICIENTS = ["0x1.bb7cd4p-8", "-0x1.b2c862p-5", "0x1.ea2ba8p-3", "-0x1.62d4dap-1", "0x1.ffffa8p-1"]
@@ -165,29 +164,18 @@ def matrix_gradient(dy: np.ndarray, x: np.ndarray, factor: np.ndarray | None = N
     return plain_product(rows_to_bytes((dy * step).T), terms)
 
 
-def dither(rows: int, columns: np.ndarray) -> np.ndarray:
-    """Fractions from -1/2 to 1/2, [rows, columns]."""
-    place = (columns + 40503 * np.arange(rows)[:, None]) * 0x9E3779B1 % (1 << 32)
-    return ((place - (place >> 31 << 32)) >> 8).astype(F) * F(2.0**-24)
-
-
-def back_from_tokens(head: Matrix, x: np.ndarray, targets: np.ndarray, eps: float) -> np.ndarray:
-    """The gradient in the last layer's output x [rows, dim], whose tokens turned out to be `targets`."""
+def back_from_token(head: Matrix, frequencies: np.ndarray, token: int, row: int) -> np.ndarray:
+    """The gradient [dim] in a last normalised row, from the frequencies that a token was coded with. row: its number in
+    the block."""
     weights, steps = head
-    logits = product(head, normalised(x, eps))
-    fixed = np.trunc(np.clip(logits, F(-4096), F(4096)) * F(65536)).astype(np.int64)
-    e = integer_exp2(fixed.max(axis=1, keepdims=True) - fixed, 16)
-    p = e.astype(F) * (1.0 / e.sum(axis=1, keepdims=True)).astype(F)
-    p[np.arange(len(p)), targets] -= F(1)
+    p = frequencies.astype(F) * F(2.0**-24)
+    p[token] -= F(1)
     d_logits = p * steps
-    top = largest(d_logits)
-    v = rint(d_logits * (F(32766) / np.maximum(top, TINY)) + dither(len(x), np.arange(len(steps)))) + 32768
-    unit, d_normal = top * F(1.0 / 32766.0), np.zeros_like(x)
-    for first in range(0, len(steps), PIECE):
-        some = slice(first, first + PIECE)
-        d_normal = d_normal + plain_product(((v[:, some] >> 8) - 128, unit * F(256)), weights[some])
-        d_normal = d_normal + plain_product((v[:, some] & 255, unit), weights[some])
-    return back_through_norm(x, d_normal, eps)
+    top = np.abs(d_logits).max()
+    place = (np.arange(len(steps)) + 40503 * row) * 0x9E3779B1 % (1 << 32)
+    dither = ((place - (place >> 31 << 32)) >> 8).astype(F) * F(2.0**-24)
+    v = rint(d_logits * (F(126) / np.maximum(top, TINY)) + dither)
+    return (v @ weights).astype(F) * (top * F(1.0 / 126.0))
 
 
 # -- the learner ------------------------------------------------------------------------------------------------------
@@ -265,19 +253,20 @@ class Learner:
         self.numbers = range(first, len(self.layers))
         self.powers = 1.0, 1.0
 
-    def learn(self, lanes: list[Any], position: int, targets: np.ndarray) -> None:
+    def learn(self, lanes: list[Any], position: int, d_normal: np.ndarray) -> None:
         """One step from a block of equally many rows of every lane.
 
         A lane has `trace`, for each row of the block (inputs of all layers and output of the last, results of the
         attention of all layers), and `seen`, for each (layer, kv head) a list of (key, step, value, step) of all its
-        positions. position: of the first row; targets: the token that follows each row. Rows are counted lane by lane.
+        positions. position: of the first row; d_normal: gradients in the last normalised rows. Rows are counted lane by
+        lane.
         """
         eps = self.model.eps
         self.powers = self.powers[0] * float(B1), self.powers[1] * float(B2)
         rate = F(self.rate * float(np.sqrt(1.0 - self.powers[1])) / (1.0 - self.powers[0]))
         rows = [row for lane in lanes for row in lane.trace]
         end = np.array([inputs[-1] for inputs, _ in rows])
-        dx = np.zeros_like(end) + back_from_tokens(self.model.head, end, targets, eps)
+        dx = np.zeros_like(end) + back_through_norm(end, d_normal, eps)
         for number in reversed(self.numbers):
             x = np.array([inputs[number] for inputs, _ in rows])
             heads = np.array([results[number] for _, results in rows])

@@ -106,8 +106,8 @@ def _level(segment: SegmentHeader) -> int:
         return DEFAULT_LEVEL  # another predictor in its place, or another release's
     if params.learning is None:
         return next((n for n, effort in EFFORTS.items() if params.window <= effort.window), DEFAULT_LEVEL)
-    learning = {n: effort.learning.layers for n, effort in EFFORTS.items() if effort.learning is not None}
-    return next((n for n, layers in learning.items() if params.learning.layers <= layers), MAX_LEVEL)
+    found, ways = params.learning, {n: effort.learning for n, effort in EFFORTS.items() if effort.learning is not None}
+    return next((n for n, way in ways.items() if found.layers <= way.layers and found.rows >= way.rows), MAX_LEVEL)
 
 
 def _weights(members: Members) -> dict[str, str]:

@@ -14,7 +14,7 @@ __all__ = [
 ]  # fmt: skip
 
 LAST_LEVEL_WITHOUT_WEIGHTS = 3
-FIRST_LEVEL_THAT_LEARNS = 7
+FIRST_LEVEL_THAT_LEARNS = 6
 
 TEXT = "peps-2026.first300000.txt:0:50000"
 TEXT_IN_WORDS = "50,000 bytes of English that the model has not seen"

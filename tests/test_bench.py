@@ -381,7 +381,8 @@ def test_what_makes_a_learning_level_ready_is_learned_from(tmp_path: Path) -> No
     """Else what learns would be compiled while its time is taken."""
     model = str(tiny.write(tmp_path))
     for level in range(levels.FIRST_LEVEL_THAT_LEARNS, 10):
-        options = CodecOptions(level=level, model=model, learn=2)
+        assert child.warm_up(coders.nacz_coder(level, {"learn": 0})).options == {"learn": 0}
+        options = CodecOptions(level=level, model=model, **child.warm_up(coders.nacz_coder(level)).options)
         coder = LanguageModelCoder(options)
         rows = EFFORTS[level].learning.rows  # type: ignore[union-attr]
         params, _ = coder.encode(child._MORE, options=options, threads=1, progress=None)

@@ -42,9 +42,9 @@ from nacz.weights.store import LoadedModel, load_model
 
 # Bits of the parameters' version: an ensemble mixes in; the network learns; some heads see less than the window.
 MIXED, LEARNS, NEAR = 1, 2, 4
-LEARNING_VERSION = 0  # of docs/learning.md
+LEARNING_VERSION = 1  # of docs/learning.md
 ENSEMBLE_VERSION = 0  # of docs/ensemble.md and its preset
-TRIAL_BLOCKS, TRIAL_ROWS = 8, 2048  # blocks, and at least how many rows, that decide whether a segment learns
+TRIAL_BLOCKS, TRIAL_ROWS = 4, 2048  # blocks, and at least how many rows, that decide whether a segment learns
 MIN_WINDOW, MAX_WINDOW = 2 * BLOCK, 128 * BLOCK
 MAX_LANES = 256
 MAX_CACHE = 2 << 30  # bytes of keys and values that a decoder will ever take
@@ -52,17 +52,18 @@ LANE_POSITIONS = 16 * 2048  # lanes x what a head sees in the mean: bounds the c
 
 
 # By number of layers, from docs/experiments.md.
-_RATES = ((6, Learning(6, 30, 512)), (12, Learning(12, 20, 512)), (256, Learning(256, 8, 128)))
+_RATES = ((6, Learning(6, 15, 512)), (12, Learning(12, 12, 512)), (256, Learning(256, 4, 128)))
 
 
 class _Effort(NamedTuple):
     """What a level buys: tokens of context, the same and a table of near heads where the model has one, how long a lane
-    must be before another one starts, how the network learns, and what mixes in."""
+    must be before another one starts, how the network learns and from how many tokens on, and what mixes in."""
 
     window: int
     near: tuple[int, int]
     lane_tokens: int
     learning: Learning | None = None
+    learns_from: int = 0
     members: int = ALL
 
 
@@ -70,9 +71,10 @@ class _Effort(NamedTuple):
 EFFORTS = {
     4: _Effort(512, (8_192, 1), 3_000),
     5: _Effort(1_024, (8_192, 2), 4_500),
-    6: _Effort(2_048, (8_192, 3), 6_000),
-    7: _Effort(2_048, (8_192, 3), 16_000, _RATES[0][1]),
-    8: _Effort(4_096, (8_192, 4), 32_000, _RATES[1][1]),
+    # On less, the trial whether to learn takes more time than learning is worth at this level.
+    6: _Effort(2_048, (8_192, 3), 6_000, _RATES[0][1], 8_192),
+    7: _Effort(2_048, (8_192, 3), 16_000, _RATES[1][1]),
+    8: _Effort(4_096, (8_192, 4), 32_000, Learning(256, 6, 512)),
     9: _Effort(8_192, (8_192, 0), 100_000, _RATES[2][1]),
 }
 
@@ -193,7 +195,9 @@ class LanguageModelCoder:
         if lanes > MAX_LANES or cache_bytes(fitted(shape, longest), lanes) > MAX_CACHE:
             raise UsageError(f"too many lanes for a decoder's memory: {lanes}")
         members = effort.members if options.ensemble is None else parse_members(options.ensemble)
-        learning = effort.learning if options.learn is None else learning_of(options.learn)
+        learning = effort.learning if tokens.size >= effort.learns_from else None
+        if options.learn is not None:
+            learning = learning_of(options.learn)
         if isinstance(model.architecture, GeneralArchitecture):
             if options.learn:
                 raise UsageError("this kind of model cannot learn while it codes; leave out --learn")
