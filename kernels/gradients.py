@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from nacz.kernels.cdf import FRACTION
 from nacz.kernels.compile import compiled
 from nacz.kernels.ops import (
     bits_of,
@@ -29,7 +28,7 @@ from nacz.kernels.ops import (
     to_float,
     trunc,
 )  # fmt: skip
-from nacz.kernels.rows import LOG2_E, TINY, half_power, int_exp2, largest, mix_rows, quantise_rows
+from nacz.kernels.rows import LOG2_E, TINY, half_power, largest, mix_rows, quantise_rows
 
 TOGETHER = 16  # rows that a transposition takes at a time, so that both sides stay in the cache
 PANEL = 64  # rows of a matrix that one step of the update takes
@@ -118,10 +117,10 @@ def quantise_scaled(m: int, n: int, dy: Any, column: Any, work: Any, a: Any, zer
 def scattered_bytes(row: int, n: int, x: Any, top: Any, work: Any, place: Any, value: Any) -> Any:
     """float32[n] x to signed bytes; those that are not 0 and where they are: into value, place int32[n]; how many.
 
-    x ~ value * top / 126 with `top` the largest magnitude. A fraction between -1/2 and 1/2 that depends on the column and
-    on the row's number `row` is added before rounding: the tail of a softmax, small probabilities of many tokens, would
-    else round to zero and bias every sum over the vocabulary (docs/experiments.md). Of a distribution's gradient some
-    hundred are left. n: a multiple of 64; work: int32[64].
+    x ~ value * top / 126 with `top` the largest magnitude. A fraction between -1/2 and 1/2 that depends on the column
+    and on the row's number `row` is added before rounding: the tail of a softmax, small probabilities of many tokens,
+    would else round to zero and bias every sum over the vocabulary (docs/experiments.md). Of a distribution's gradient
+    some hundred are left. n: a multiple of 64; work: int32[64].
     """
     inverse = np.float32(126.0) / max(top, TINY)
     start = imul(np.int32(row), 40503)
@@ -212,29 +211,6 @@ def gather_columns(first: int, n: int, rows: int, m: int, dy: Any, step: Any, ou
 
 
 @compiled
-def adam_rows(
-    count: int, gradient: Any, master: Any, first: Any, second: Any, decay: Any, keep: Any, rate: Any, out: Any
-) -> None:
-    """One Adam step (arXiv 1412.6980) over `count` weights in units of their row's step, and their rounding to bytes.
-
-    gradient, master, first and second moment: float32; decay and keep: float32 beta 1 and beta 2; rate: float32, with
-    the correction of the moments' start; out: int8.
-    """
-    one = np.float32(1.0)
-    fresh, new = one - decay, one - keep
-    for i in range(count):
-        g = gradient[i]
-        m = decay * first[i] + fresh * g
-        v = keep * second[i] + new * (g * g)
-        first[i] = m
-        second[i] = v
-        w = master[i] - rate * (m / (np.sqrt(v) + EPSILON))
-        w = min(max(w, -LARGEST), LARGEST)
-        master[i] = w
-        out[i] = np.int8(round_near(w))
-
-
-@compiled
 def column_units(n: int, k: int, two: int, three: int, scale: Any, q: Any, step: Any, part: Any, out: Any) -> None:
     """A tenth of the root mean square of each column of a matrix that is mixed back: out float32[k].
 
@@ -256,7 +232,12 @@ def column_units(n: int, k: int, two: int, three: int, scale: Any, q: Any, step:
 def adam_moves(
     count: int, gradient: Any, unit: Any, first: Any, second: Any, decay: Any, keep: Any, rate: Any
 ) -> None:
-    """One Adam step of `count` weights, each in its own float32 unit: the gradient becomes what is to be taken off."""
+    """One Adam step (arXiv 1412.6980) of `count` weights, each in its own float32 unit: the gradient becomes what is to
+    be taken off.
+
+    gradient, first and second moment: float32; decay and keep: float32 beta 1 and beta 2; rate: float32, with the
+    correction of the moments' start.
+    """
     one = np.float32(1.0)
     fresh, new = one - decay, one - keep
     for i in range(count):

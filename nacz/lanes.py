@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from nacz.coder.range_coder import POSITION, decoder_consistent, decoder_init
 from nacz.errors import CorruptDataError
 from nacz.kernels.cdf import GROUP
+from nacz.predictors.backward import Outcomes, no_outcomes
 from nacz.predictors.ensemble import Ensemble, MakeEnsemble, seen_at
-from nacz.predictors.learning import Learner, Learning, Outcomes, no_outcomes
+from nacz.predictors.learning import Learner, Learning
 from nacz.predictors.networks import fitted, forward, make_cache, make_scratch
 from nacz.predictors.recall import width
 from nacz.predictors.transformer import (

@@ -14,8 +14,8 @@ import numpy as np
 from nacz.coder.range_coder import decode_advance, decode_target
 from nacz.kernels.cdf import GROUP, find, fix_logits, interval, spread
 from nacz.kernels.compile import compiled
+from nacz.predictors.backward import tell_outcome
 from nacz.predictors.ensemble import adjust, frequencies, learn, recall_rows, remember_row, seen_at
-from nacz.predictors.learning import tell_outcome
 from nacz.predictors.networks import forward, head
 from nacz.predictors.recall import width
 from nacz.predictors.transformer import Shape, aligned
