@@ -34,6 +34,7 @@ from nacz.kernels.ops import to_float
 from nacz.kernels.rope import angles
 from nacz.kernels.rows import add_rows, gated_rows, largest, mix_rows, normalise_rows, quantise_rows, rotate_rows
 
+SHARE = np.float32(2.0**-24)  # one of a distribution's total
 DECAY, KEEP = np.float32(0.9), np.float32(0.99)  # Adam's beta 1 and beta 2
 
 
@@ -121,8 +122,8 @@ def tell_outcome(o: Any, lane: int, step: int, symbol: Any, freq: Any, work: Any
     v, d = o.step.size, o.gradient.size // (o.total.shape[0] * o.steps)
     # A token's step holds the change to binary logarithms: a constant factor, which Adam does not see.
     for i in range(v):
-        work[i] = (to_float(freq[i]) * np.float32(2.0**-24)) * o.step[i]
-    work[symbol] = (to_float(freq[symbol]) * np.float32(2.0**-24) - np.float32(1.0)) * o.step[symbol]
+        work[i] = (to_float(freq[i]) * SHARE) * o.step[i]
+    work[symbol] = (to_float(freq[symbol]) * SHARE - np.float32(1.0)) * o.step[symbol]
     top, row = largest(work, 0, v), lane * o.steps + step % o.steps
     count = scattered_bytes(row, v, work, top, o.total[lane], places, values)
     unit, gradient = top * np.float32(1.0 / 126.0), o.gradient[row * d : (row + 1) * d]
