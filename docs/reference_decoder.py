@@ -23,7 +23,7 @@ import numpy as np
 import xxhash
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from reference_ensemble import Ensemble  # noqa: E402
+from reference_ensemble import Ensemble, total_of  # noqa: E402
 from reference_learning import Learner  # noqa: E402
 
 F = np.float32
@@ -209,9 +209,10 @@ def decode_language_model(model: Model, params: Fields, payload: bytes, plain_si
     version = params.varint()
     check(version <= 7, "parameters of an unknown version")
     window, lanes, count = params.varint() * 128, params.varint(), params.varint()
-    members = 0
+    members = number = 0
     if version & 1:
-        check(params.varint() == 0, "an ensemble of an unknown version")
+        number = params.varint()
+        check(number <= 1, "an ensemble of an unknown version")
         members = params.varint()
         check(1 <= members <= 31, "members that are not here")
     learner, block, learning = None, 0, None
@@ -239,7 +240,7 @@ def decode_language_model(model: Model, params: Fields, payload: bytes, plain_si
     lengths = [count // lanes + (lane < count % lanes) for lane in range(lanes)]
     streams = [Lane(model, window, reach, learner is not None) for _ in range(lanes)]
     tokens: list[list[int]] = [[] for _ in range(lanes)]
-    ensemble = Ensemble(members, lengths, model.vocab, model.dim, integer_exp2)
+    ensemble = Ensemble(members, number, lengths, model.vocab, model.dim, integer_exp2)
     coder = RangeDecoder(payload)
     for step in range(lengths[0]):
         keys = []
@@ -279,11 +280,12 @@ class RangeDecoder:
         self.is_outside = False
 
     def symbol(self, frequencies: list[int]) -> int:
-        """The next symbol of a distribution with total 2^24."""
-        unit = self.width >> 24
+        """The next symbol of a distribution."""
+        total = total_of(len(frequencies))
+        unit = self.width // total
         target = self.code // unit
-        if target >= 1 << 24:
-            self.is_outside, target = True, (1 << 24) - 1
+        if target >= total:
+            self.is_outside, target = True, total - 1
         symbol, below = 0, 0
         while below + frequencies[symbol] <= target:
             below += frequencies[symbol]
@@ -507,11 +509,12 @@ def fixed_point(logits: np.ndarray) -> np.ndarray:
 
 
 def distribution(fixed: np.ndarray) -> list[int]:
-    """Fixed-point logits to integer frequencies of total 2^24, each at least 1."""
+    """Fixed-point logits to integer frequencies, each at least 1."""
+    total = total_of(len(fixed))
     e = integer_exp2(fixed.max() - fixed, 16)
-    ratio = F(np.float64((1 << 24) - len(e)) / np.float64(int(e.sum())))
+    ratio = F(np.float64(total - len(e)) / np.float64(int(e.sum())))
     frequencies = np.trunc(e.astype(F) * ratio).astype(np.int64) + 1
-    frequencies[int(np.argmax(fixed))] += (1 << 24) - int(frequencies.sum())
+    frequencies[int(np.argmax(fixed))] += total - int(frequencies.sum())
     return [int(f) for f in frequencies]
 
 
