@@ -1,8 +1,8 @@
 """A carry-correct range coder over integer intervals of a total of exactly 2^bits, 24 if nothing else is said.
 
 Registers have 64 bits and the range is kept at 2^56 or more, so that dividing it by the total loses less than
-2^-31 bits per symbol (with 28 bits, 2^-27). Carries run back into bytes already written, the end costs at most one byte, and every
-sequence of intervals has exactly one accepted stream. docs/range-coder.md holds the arguments.
+2^-31 bits per symbol (2^-27 with 28 bits). Carries run back into bytes already written, the end costs at most one byte,
+and every sequence of intervals has exactly one accepted stream. docs/range-coder.md holds the arguments.
 
 Knows intervals `[cum, cum + freq)` inside `[0, 2^bits)`; does not know symbols, models or files.
 Functions marked `njit` are meant to be called from other compiled code, one call per symbol.

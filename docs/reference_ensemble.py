@@ -73,8 +73,11 @@ class Follower:
 class Ensemble:
     """State of a segment. `tokens`: the known tokens of each lane, which the decoder extends."""
 
-    def __init__(self, members: int, number: int, lengths: list[int], vocab: int, dim: int, exp2: Exp2) -> None:
-        self.members, self.dim, self.exp2 = members, dim, exp2
+    def __init__(
+        self, members: int, number: int, lengths: list[int], vocab: int, dim: int, exp2: Exp2,
+        has_any_norm: bool = False,
+    ) -> None:  # fmt: skip
+        self.members, self.dim, self.exp2, self.has_any_norm = members, dim, exp2, has_any_norm
         self.room = total_of(vocab)
         self.lengths = lengths
         self.starts = [sum(lengths[:lane]) for lane in range(len(lengths))]
@@ -193,6 +196,8 @@ class Ensemble:
         first = max(0, seen - (1 << 16))
         sums = (np.array(self.keys[first:seen]) @ key[0]).astype(F)
         cosines = (sums * (F(1) / (F(21) * F(self.dim)))) * key[1]
+        if self.has_any_norm and key[1] > 0:
+            cosines = cosines * (self.over_norm(key[0]) / key[1])
         best = max(F(0.6), cosines.max())
         least = max(F(0.6), best - F(0.12))
         near = min(int((best - F(0.6)) * F(25)), 9)
@@ -265,9 +270,16 @@ class Ensemble:
         self.last[token] = self.clock
         self.count[token] = self.count.get(token, 0) + 1
 
+    def over_norm(self, a: np.ndarray) -> np.float32:
+        """What gives a state of any length the norm sqrt(dim)."""
+        squares = int((a * a).sum())
+        return F(1.0 / math.sqrt(float(squares) / float(self.dim))) if squares else F(0)
+
     def remember(self, key: tuple[np.ndarray, np.float32], token: int) -> None:
         """After a step: what one of its tokens is recalled by, and that token."""
         a, step = key
+        if self.has_any_norm:
+            step = self.over_norm(a)
         self.keys.append(np.clip(np.rint(a.astype(F) * (step * F(21))), -127, 127).astype(np.int64))
         self.followed.append(token)
 

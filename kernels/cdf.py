@@ -96,7 +96,7 @@ def interval(freq: Any, group_sum: Any, symbol: Any) -> Any:
 
 @compiled
 def find(freq: Any, group_sum: Any, target: Any) -> Any:
-    """(symbol, cumulative frequency below it, its frequency) of the symbol whose interval holds `target`, below the total."""
+    """(symbol, cumulative frequency below it, its frequency) of the symbol whose interval holds `target`."""
     low = np.int64(0)
     g = 0
     while low + group_sum[g] <= target:

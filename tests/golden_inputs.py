@@ -1,4 +1,4 @@
-"""What the golden archives are made of: a text that the tiny model likes, noise, and small hostile archives."""
+"""What the golden archives are made of: a text that the tiny models like, noise, and small hostile archives."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from nacz.formats.varint import encode_varint
 SAMPLE = bytes.fromhex(
     "6f6dd1116e74ad0a8a6573096c69b80ae4b8e4b87fae6861a864571e7f848968619c92a800a66e7492a8d96e7492a86da8e87f11e4bd62ad3b"
     "c394dce0a864947418249e"
+)
+# The same by the tiny general model: 17 bytes for it.
+GENERAL_SAMPLE = bytes.fromhex(
+    "e58aa492a492a492a492e46e7455633fa87be8173f173f696333171512cde0f06da865732b20746824757220696a20746fc3124a6a20699e6e"
+    "652077bdd56963ddd96e74002065643f03616e"
 )
 
 

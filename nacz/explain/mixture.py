@@ -36,8 +36,8 @@ def choices() -> dict[str, int]:
 
 
 class Seen(NamedTuple):
-    """What came of n tokens: freq int64[n, choices], of a total of 2^total_bits(vocab), of the token that came; best int32[n, k] and
-    best_freq int32[n, k], the most probable tokens of the whole mixture, best first."""
+    """What came of n tokens: freq int64[n, choices], of a total of 2^total_bits(vocab), of the token that came; best
+    int32[n, k] and best_freq int32[n, k], the most probable tokens of the whole mixture, best first."""
 
     freq: Any
     best: Any
@@ -45,7 +45,8 @@ class Seen(NamedTuple):
 
 
 class Mixture:
-    """An ensemble on its way through the tokens (int32[n]) of one text, as in an archive of one lane. number: of the preset."""
+    """An ensemble on its way through the tokens (int32[n]) of one text, as in an archive of one lane. number: of the
+    preset."""
 
     def __init__(
         self, kern: Any, shape: Shape, weights: Weights, tokens: Any, alternatives: int, number: int = 0
