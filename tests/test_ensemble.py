@@ -37,7 +37,7 @@ from nacz.weights import store
 WINDOW = 256
 PRESETS = (
     "f689763305ac34f1b4c7b5eed87d41099b7e66f288e8fd4f196ae2c0cc6d6d23",
-    "XXX",
+    "fb208ccf54faf72901c93f8d4965769c5b20d40ed065d7a5807b41c9f74c070e",
 )
 WIDE = {
     "none": "PIN",
