@@ -123,7 +123,10 @@ PINNED_REAL = {
     "real text, ensemble": "63e8a35101855bbc527006eaf794a717c3303c26da05ee9837192206c5db5bfb",
     "real text, learning": "ff48ef1d6b19052515a5966ce873c8baa966545f4743f6c5800327aaf50ebe5e",
 }
-PINNED_GEMMA: dict[str, str] = {
+PINNED_GEMMA = {
+    "Gemma, text": "27447fe2dbbac03f328504e0fe57100e3986b527d5993fdedaec6390d1c121ce",
+    "Gemma, text, ensemble": "35f911ef33fbce78df900130823fb5ad2f65fd977692848fa3d116a896445d2c",
+    "Gemma, short text": "240a7b0f3cdfca15ac0704119c2f8c579302160ce086c324fc1411abaaaa83b3",
 }
 PINNED = PINNED_TINY | PINNED_REAL | PINNED_GEMMA
 TINY = "tiny"
