@@ -2,7 +2,8 @@
 
 Frequencies are floor(e * r) + 1 with integer exponentials e and one float32 factor r; what is missing to the total
 goes to the most probable symbol (the first of equals). The floor of one costs log2(1 / (1 - V / total)), 0.004 bit per
-token for 49,152 symbols, 0.0014 for 262,144. Sums of 64 neighbours are kept, so that a cumulative frequency or a search costs V / 64 additions.
+token for 49,152 symbols, 0.0014 for 262,144. Sums of 64 neighbours are kept, so that a cumulative frequency or a search
+costs V / 64 additions.
 
 Knows a row of numbers. Does not know tokens, models or the coder.
 """

@@ -40,8 +40,8 @@ PRESETS = (
     "fb208ccf54faf72901c93f8d4965769c5b20d40ed065d7a5807b41c9f74c070e",
 )
 WIDE = {
-    "none": "PIN",
-    "all": "PIN",
+    "none": "9f060f2eb97863f8d077ecdfb7292f2588f282f9e136a1b94144cb32357d4f2a",
+    "all": "ea069da0d5dcf71e12be42007cf7237cc0c04784291128bb26e0b80ee6a44246",
 }
 
 
