@@ -1,10 +1,10 @@
-"""A carry-correct range coder over integer intervals of a total of exactly 2^24.
+"""A carry-correct range coder over integer intervals of a total of exactly 2^bits, 24 if nothing else is said.
 
 Registers have 64 bits and the range is kept at 2^56 or more, so that dividing it by the total loses less than
-2^-31 bits per symbol. Carries run back into bytes already written, the end costs at most one byte, and every
-sequence of intervals has exactly one accepted stream. docs/range-coder.md holds the arguments.
+2^-31 bits per symbol (2^-27 with 28 bits). Carries run back into bytes already written, the end costs at most one byte,
+and every sequence of intervals has exactly one accepted stream. docs/range-coder.md holds the arguments.
 
-Knows intervals `[cum, cum + freq)` inside `[0, 2^24)`; does not know symbols, models or files.
+Knows intervals `[cum, cum + freq)` inside `[0, 2^bits)`; does not know symbols, models or files.
 Functions marked `njit` are meant to be called from other compiled code, one call per symbol.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from nacz.coder.cdf import TOTAL, TOTAL_BITS
+from nacz.coder.cdf import TOTAL_BITS
 from nacz.kernels.compile import compiled
 
 __all__ = [
@@ -35,8 +35,6 @@ U32Array = npt.NDArray[np.uint32]
 U64Array = npt.NDArray[np.uint64]
 
 # Numba turns a mix of int64 and uint64 into float64, so every constant that meets a register is a uint64.
-_TOTAL_BITS = np.uint64(TOTAL_BITS)
-_LAST_TARGET = np.uint64(TOTAL - 1)
 _TOP_SHIFT = np.uint64(56)
 _BYTE = np.uint64(8)
 _ZERO = np.uint64(0)
@@ -48,13 +46,13 @@ _FULL_RANGE = np.uint64((1 << 64) - 1)
 _LOW, _RANGE, _SIZE = 0, 1, 2
 _CODE, POSITION, _OUTSIDE = 0, 2, 3
 
-# A frequency of 1 shrinks a range of at least 2^56 to at least 2^32: three bytes bring it back.
-_MAX_BYTES_PER_SYMBOL = 3
+MAX_BITS = 30
 
 
-def max_encoded_size(n_symbols: int) -> int:
+def max_encoded_size(n_symbols: int, bits: int = TOTAL_BITS) -> int:
     """Bytes that a buffer for `n_symbols` intervals must have, so that no step needs a check."""
-    return _MAX_BYTES_PER_SYMBOL * n_symbols + 1
+    # A frequency of 1 shrinks a range of at least 2^56 to at least 2^(56 - bits): so many bytes bring it back.
+    return -(-bits // 8) * n_symbols + 1
 
 
 @compiled
@@ -78,13 +76,14 @@ def encoder_init() -> U64Array:
 
 
 @compiled
-def encode_step(state: U64Array, out: U8Array, cum: int, freq: int) -> None:
+def encode_step(state: U64Array, out: U8Array, cum: int, freq: int, bits: int = TOTAL_BITS) -> None:
     """Narrow the range to `[cum, cum + freq)` and write the bytes that are settled to `out`.
 
-    Needs 0 <= cum, 1 <= freq, cum + freq <= 2^24 and three free bytes in `out`: nothing is checked here.
+    Needs 0 <= cum, 1 <= freq, cum + freq <= 2^bits and bits / 8 free bytes in `out`, rounded up: nothing is checked
+    here.
     """
     low = state[_LOW]
-    width = state[_RANGE] >> _TOTAL_BITS
+    width = state[_RANGE] >> np.uint64(bits)
     size = np.int64(state[_SIZE])
     moved = low + width * np.uint64(cum)
     if moved < low:
@@ -121,24 +120,27 @@ def encoder_finish(state: U64Array, out: U8Array) -> np.int64:
 
 
 @compiled
-def _first_bad_interval(cum: U32Array, freq: U32Array) -> int:
+def _first_bad_interval(cum: U32Array, freq: U32Array, bits: int) -> int:
     for i in range(cum.size):
-        if freq[i] == 0 or np.uint64(cum[i]) + np.uint64(freq[i]) > np.uint64(TOTAL):
+        if freq[i] == 0 or np.uint64(cum[i]) + np.uint64(freq[i]) > np.uint64(1) << np.uint64(bits):
             return i
     return -1
 
 
 @compiled
-def _encode_batch(state: U64Array, out: U8Array, cum: U32Array, freq: U32Array) -> None:
+def _encode_batch(state: U64Array, out: U8Array, cum: U32Array, freq: U32Array, bits: int) -> None:
     for i in range(cum.size):
-        encode_step(state, out, cum[i], freq[i])
+        encode_step(state, out, cum[i], freq[i], bits)
 
 
 class RangeEncoder:
-    """Takes intervals in any number of batches and returns one stream. Keeps the stream in memory, because a
-    carry can still reach any of its bytes."""
+    """Takes intervals of a total of 2^bits in any number of batches and returns one stream. Keeps the stream in memory,
+    because a carry can still reach any of its bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, bits: int = TOTAL_BITS) -> None:
+        if not 1 <= bits <= MAX_BITS:
+            raise ValueError(f"the total must be 2^1 to 2^{MAX_BITS}: 2^{bits}")
+        self._bits = bits
         self._state = encoder_init()
         self._out = np.empty(256, np.uint8)
         self._finished = False
@@ -151,7 +153,7 @@ class RangeEncoder:
     def encode(self, cum: npt.ArrayLike, freq: npt.ArrayLike) -> None:
         """Append intervals `[cum[i], cum[i] + freq[i])`, both `uint32[n]` or scalars.
 
-        Raises ValueError for an interval that is empty or leaves [0, 2^24), and after `finish`.
+        Raises ValueError for an interval that is empty or leaves [0, 2^bits), and after `finish`.
         """
         if self._finished:
             raise ValueError("the range encoder has been finished")
@@ -159,15 +161,15 @@ class RangeEncoder:
         widths = np.atleast_1d(np.ascontiguousarray(freq, np.uint32))
         if starts.ndim != 1 or starts.shape != widths.shape:
             raise ValueError(f"cum and freq must be vectors of one size: {starts.shape}, {widths.shape}")
-        bad = _first_bad_interval(starts, widths)
+        bad = _first_bad_interval(starts, widths, self._bits)
         if bad >= 0:
-            raise ValueError(f"interval {bad} is not inside [0, 2^24): cum {starts[bad]}, freq {widths[bad]}")
-        needed = self.size + max_encoded_size(starts.size)
+            raise ValueError(f"interval {bad} is not inside [0, 2^{self._bits}): cum {starts[bad]}, freq {widths[bad]}")
+        needed = self.size + max_encoded_size(starts.size, self._bits)
         if needed > self._out.size:
             grown = np.empty(max(needed, 2 * self._out.size), np.uint8)
             grown[: self.size] = self._out[: self.size]
             self._out = grown
-        _encode_batch(self._state, self._out, starts, widths)
+        _encode_batch(self._state, self._out, starts, widths, self._bits)
 
     def finish(self) -> bytes:
         """Return the stream. The encoder takes no more intervals."""
@@ -177,12 +179,12 @@ class RangeEncoder:
         return self._out[: encoder_finish(self._state, self._out)].tobytes()
 
 
-def encode_intervals(cum: npt.ArrayLike, freq: npt.ArrayLike) -> bytes:
+def encode_intervals(cum: npt.ArrayLike, freq: npt.ArrayLike, bits: int = TOTAL_BITS) -> bytes:
     """Return the stream of the intervals `[cum[i], cum[i] + freq[i])`, both `uint32[n]`.
 
-    Raises ValueError for an interval that is empty or leaves [0, 2^24).
+    Raises ValueError for an interval that is empty or leaves [0, 2^bits).
     """
-    encoder = RangeEncoder()
+    encoder = RangeEncoder(bits)
     encoder.encode(cum, freq)
     return encoder.finish()
 
@@ -208,22 +210,23 @@ def decoder_init(buf: U8Array) -> U64Array:
 
 
 @compiled
-def decode_target(state: U64Array, buf: U8Array) -> np.uint32:
-    """Return the number in [0, 2^24) that the next interval holds, in any stream, damaged ones included.
+def decode_target(state: U64Array, buf: U8Array, bits: int = TOTAL_BITS) -> np.uint32:
+    """Return the number in [0, 2^bits) that the next interval holds, in any stream, damaged ones included.
 
     Changes nothing but the state's mark for a code outside of all intervals.
     """
-    target = state[_CODE] // (state[_RANGE] >> _TOTAL_BITS)
-    if target > _LAST_TARGET:
+    target = state[_CODE] // (state[_RANGE] >> np.uint64(bits))
+    last = (_ONE << np.uint64(bits)) - _ONE
+    if target > last:
         state[_OUTSIDE] = _ONE
-        target = _LAST_TARGET
+        target = last
     return np.uint32(target)
 
 
 @compiled
-def decode_advance(state: U64Array, buf: U8Array, cum: int, freq: int) -> None:
+def decode_advance(state: U64Array, buf: U8Array, cum: int, freq: int, bits: int = TOTAL_BITS) -> None:
     """Take the interval `[cum, cum + freq)`, which must hold the target just returned."""
-    width = state[_RANGE] >> _TOTAL_BITS
+    width = state[_RANGE] >> np.uint64(bits)
     code = state[_CODE] - width * np.uint64(cum)
     span = width * np.uint64(freq)
     position = np.int64(state[POSITION])
@@ -252,24 +255,25 @@ def decoder_consistent(state: U64Array, buf: U8Array) -> bool:
 
 
 class RangeDecoder:
-    """The decoder for callers in Python; compiled callers use the functions."""
+    """The decoder of totals of 2^bits for callers in Python; compiled callers use the functions."""
 
-    def __init__(self, stream: bytes) -> None:
+    def __init__(self, stream: bytes, bits: int = TOTAL_BITS) -> None:
+        self._bits = bits
         self._buf = np.frombuffer(stream, np.uint8)
         self._state = decoder_init(self._buf)
 
     def target(self) -> int:
-        """Return the number in [0, 2^24) that the next interval holds."""
-        return int(decode_target(self._state, self._buf))
+        """Return the number in [0, 2^bits) that the next interval holds."""
+        return int(decode_target(self._state, self._buf, self._bits))
 
     def advance(self, cum: int, freq: int) -> None:
         """Take the interval `[cum, cum + freq)`.
 
-        Raises ValueError when it is empty or leaves [0, 2^24).
+        Raises ValueError when it is empty or leaves [0, 2^bits).
         """
-        if cum < 0 or freq < 1 or cum + freq > TOTAL:
-            raise ValueError(f"interval is not inside [0, 2^24): cum {cum}, freq {freq}")
-        decode_advance(self._state, self._buf, cum, freq)
+        if cum < 0 or freq < 1 or cum + freq > 1 << self._bits:
+            raise ValueError(f"interval is not inside [0, 2^{self._bits}): cum {cum}, freq {freq}")
+        decode_advance(self._state, self._buf, cum, freq, self._bits)
 
     def consistent(self) -> bool:
         """Tell, after the last interval, whether the stream is exactly the one an encoder writes."""

@@ -7,7 +7,8 @@ Imports nothing of nacz; needs numpy and xxhash. MODEL is a converted model (a .
 written by the language model. Everything is as plain as it can be: one token at a time, integers of any size where that
 is clearer, no cache but the keys and values themselves.
 
-Predictor 1, the byte model, is in reference_byte_model.py beside this file.
+Predictor 1, the byte model, is in reference_byte_model.py beside this file, models of files of version 2 in
+reference_general.py.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ import numpy as np
 import xxhash
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from reference_ensemble import Ensemble  # noqa: E402
+from reference_ensemble import Ensemble, total_of  # noqa: E402
 from reference_learning import Learner, back_from_token  # noqa: E402
 
 F = np.float32
 
 
 class BadArchive(Exception):
-    """The data is not an intact archive of version 0, or needs something that is not here."""
+    """The data is not an intact archive of version 1, or needs something that is not here."""
 
 
 def check(condition: bool, cause: str) -> None:
@@ -94,8 +95,8 @@ def decode_member(archive: Fields, model: Model | None) -> bytes:
     first = archive.at
     check(archive.data[first : first + 4] == b"\xfancz", "not an archive, or garbage after it")
     version = archive.data[first + 4 : first + 5]
-    check(version in (b"\0", b"\x80"), "not version 0")
-    if version == b"\x80":
+    check(version in (b"\1", b"\x81"), "not version 1")
+    if version == b"\x81":
         return decode_sole_segment(archive, model)
     _, header = take_record(archive, 5, 1 << 16)
     models = decode_member_header(header)
@@ -209,13 +210,15 @@ def decode_language_model(model: Model, params: Fields, payload: bytes, plain_si
     version = params.varint()
     check(version <= 7, "parameters of an unknown version")
     window, lanes, count = params.varint() * 128, params.varint(), params.varint()
-    members = 0
+    members = number = 0
     if version & 1:
-        check(params.varint() == 0, "an ensemble of an unknown version")
+        number = params.varint()
+        check(number <= 1, "an ensemble of an unknown version")
         members = params.varint()
         check(1 <= members <= 31, "members that are not here")
     learner, block, learning = None, 0, None
     if version & 2:
+        check(not model.more, "learning of a model that cannot")
         check(params.varint() == 1, "learning of an unknown version")
         layers, rate, rows = params.varint(), params.varint(), params.varint()
         check(1 <= layers <= model.n_layers and 1 <= rate <= 1000, "parameters out of range")
@@ -224,6 +227,7 @@ def decode_language_model(model: Model, params: Fields, payload: bytes, plain_si
     heads = model.n_layers * model.kv_heads
     reach = [window // 128] * heads
     if version & 4:
+        check(not model.more, "near heads of another model")
         table = params.varint()
         check(table <= len(NEAR_HEADS), "an unknown table of near heads")
         most = NEAR_HEADS[table - 1] if table else params.take(params.varint())
@@ -237,9 +241,14 @@ def decode_language_model(model: Model, params: Fields, payload: bytes, plain_si
     check(1 <= count <= 2 * plain_size, "parameters out of range")
     check(1 <= lanes <= min(count, 256) and count <= lanes << 20, "parameters out of range")
     lengths = [count // lanes + (lane < count % lanes) for lane in range(lanes)]
-    streams = [Lane(model, window, reach, learner is not None) for _ in range(lanes)]
+    if model.more:
+        from reference_general import GeneralLane
+
+        streams = [GeneralLane(model, window) for _ in range(lanes)]
+    else:
+        streams = [Lane(model, window, reach, learner is not None) for _ in range(lanes)]
     tokens: list[list[int]] = [[] for _ in range(lanes)]
-    ensemble = Ensemble(members, lengths, model.vocab, model.dim, integer_exp2)
+    ensemble = Ensemble(members, number, lengths, model.vocab, model.dim, integer_exp2, model.has_any_norm)
     coder = RangeDecoder(payload)
     gradients: dict[int, np.ndarray] = {}
     for step in range(lengths[0]):
@@ -248,7 +257,9 @@ def decode_language_model(model: Model, params: Fields, payload: bytes, plain_si
             if step == lengths[lane]:
                 break
             state = streams[lane].hidden(tokens[lane][-1] if step else model.bos)
-            fixed = fixed_point(product(model.head, state))
+            logits = product(model.head, state)
+            logits[model.words :] = F(-4096)
+            fixed = fixed_point(logits)
             if members:
                 frequencies = ensemble.distribution(fixed, lane, max(step - 1, 0) * lanes, streams[lane].key)
             else:
@@ -282,11 +293,12 @@ class RangeDecoder:
         self.is_outside = False
 
     def symbol(self, frequencies: list[int]) -> int:
-        """The next symbol of a distribution with total 2^24."""
-        unit = self.width >> 24
+        """The next symbol of a distribution."""
+        total = total_of(len(frequencies))
+        unit = self.width // total
         target = self.code // unit
-        if target >= 1 << 24:
-            self.is_outside, target = True, (1 << 24) - 1
+        if target >= total:
+            self.is_outside, target = True, total - 1
         symbol, below = 0, 0
         while below + frequencies[symbol] <= target:
             below += frequencies[symbol]
@@ -316,14 +328,19 @@ class Model:
 
     def __init__(self, data: bytes) -> None:
         magic, version, size, checksum = struct.unpack_from("<8sIIQ", data)
-        check(magic == b"\x89NACZW\r\n" and version == 1, "not a converted model of version 1")
+        check(magic == b"\x89NACZW\r\n" and version in (1, 2), "not a converted model of version 1 or 2")
         body = data[24 : 24 + size]
         check(xxhash.xxh3_64_intdigest(body) == checksum, "the model's header is damaged")
         _, data_hash, self.weights_hash, self.tokenizer_hash, tokenizer_size = struct.unpack_from("<QQ32s32sQ", body)
         check(xxhash.xxh3_64_intdigest(data[24 + size :]) == data_hash, "the model is damaged")
-        shape = struct.unpack_from("<7Idd", body, 88)
-        self.n_layers, self.dim, self.heads, self.kv_heads, self.ffn, self.vocab, _, _, self.eps = shape
-        arrays, at, place = {}, 24 + size, 88 + struct.calcsize("<7Idd")
+        layout = "<7Idd" if version == 1 else "<7Idd6Id"
+        shape = struct.unpack_from(layout, body, 88)
+        self.n_layers, self.dim, self.heads, self.kv_heads, self.ffn, self.vocab, _, _, self.eps = shape[:9]
+        # Of general models: width of heads, what of it is used, words that exist, features, local, every, query_scale.
+        self.more = shape[9:]
+        width, self.words = (self.more[0], self.more[2]) if self.more else (64, self.vocab)
+        self.has_any_norm = bool(self.more) and self.more[3] & 8 != 0
+        arrays, at, place = {}, 24 + size, 88 + struct.calcsize(layout)
         digest = hashlib.sha256(body[88:])
         (count,) = struct.unpack_from("<I", body, place)
         place += 4
@@ -345,8 +362,10 @@ class Model:
         self._read_tokenizer(tokenizer)
         self.embed = arrays["embed"].reshape(self.vocab, self.dim)
         self.embed_step = arrays["embed_step"]
-        self.rope = arrays["rope"].reshape(2, 1024, 2, 32)
-        wide = (self.heads + 2 * self.kv_heads) * 64
+        self.arrays = arrays
+        if version == 1:
+            self.rope = arrays["rope"].reshape(2, 1024, 2, 32)
+        wide = (self.heads + 2 * self.kv_heads) * width
         self.layers = []
         for layer in range(self.n_layers):
             self.layers.append(
@@ -354,7 +373,7 @@ class Model:
                     name: self._matrix(arrays, name, layer, rows, columns)
                     for name, rows, columns in (
                         ("qkv", wide, self.dim),
-                        ("out", self.dim, self.dim),
+                        ("out", self.dim, self.heads * width),
                         ("gate_up", 2 * self.ffn, self.dim),
                         ("down", self.dim, self.ffn),
                     )
@@ -489,7 +508,11 @@ def mix(x: np.ndarray) -> np.ndarray:
     """The rotation of the hidden vector: Hadamard over the power of two in len / 16, then 3 x 3 if that has a three."""
     outer = len(x) // 16
     two = outer & -outer
-    three = 3 if (outer // two) % 3 == 0 else 1
+    return mix_over(x, two, 3 if (outer // two) % 3 == 0 else 1)
+
+
+def mix_over(x: np.ndarray, two: int, three: int) -> np.ndarray:
+    """Mixed as an array [three][two][rest], and not scaled."""
     x = x.reshape(three, two, -1).copy()
     span = 1
     while span < two:
@@ -510,11 +533,12 @@ def fixed_point(logits: np.ndarray) -> np.ndarray:
 
 
 def distribution(fixed: np.ndarray) -> list[int]:
-    """Fixed-point logits to integer frequencies of total 2^24, each at least 1."""
+    """Fixed-point logits to integer frequencies, each at least 1."""
+    total = total_of(len(fixed))
     e = integer_exp2(fixed.max() - fixed, 16)
-    ratio = F(np.float64((1 << 24) - len(e)) / np.float64(int(e.sum())))
+    ratio = F(np.float64(total - len(e)) / np.float64(int(e.sum())))
     frequencies = np.trunc(e.astype(F) * ratio).astype(np.int64) + 1
-    frequencies[int(np.argmax(fixed))] += (1 << 24) - int(frequencies.sum())
+    frequencies[int(np.argmax(fixed))] += total - int(frequencies.sum())
     return [int(f) for f in frequencies]
 
 

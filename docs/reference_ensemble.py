@@ -1,6 +1,6 @@
 """The ensemble of docs/ensemble.md once more, slowly: plain integers, and Python's own floats, which are float64.
 
-Part of docs/reference_decoder.py. Imports nothing of nacz; needs numpy and the file formats/ensemble-0.bin.
+Part of docs/reference_decoder.py. Imports nothing of nacz; needs numpy and the files formats/ensemble-N.bin.
 """
 
 from __future__ import annotations
@@ -26,15 +26,20 @@ AT_NAMED = AT_SURPRISE + 15 * CLASSES * 3
 AT_COST = AT_NAMED + SETTINGS * 8 * CLASSES
 AT_BIAS = AT_COST + 64 * 3
 NUMBERS = AT_BIAS + 32 * CLASSES
-GAIN = F(0.16 * 65536.0 / 0.6931471805599453)
-LOSS = F(0.16 * 65536.0 / 0.6931471805599453 / 16777216.0)
+RATE = 0.16 * 65536.0 / 0.6931471805599453
+GAIN = F(RATE)
 # integer_exp2 of the reference decoder: about 2^23 * 2^-(distance / 2^bits)
 Exp2 = Callable[[np.ndarray, int], np.ndarray]
 
 
-def preset() -> tuple[list[float], list[float]]:
+def total_of(tokens: int) -> int:
+    """What the frequencies of so many tokens add up to."""
+    return 1 << (24 if tokens <= 1 << 16 else 28)
+
+
+def preset(number: int) -> tuple[list[float], list[float]]:
     """The weights and slopes that all evidence starts with."""
-    raw = (Path(__file__).resolve().parent.parent / "formats" / "ensemble-0.bin").read_bytes()
+    raw = (Path(__file__).resolve().parent.parent / "formats" / f"ensemble-{number}.bin").read_bytes()
     weights = np.frombuffer(raw, "<i2", NUMBERS).tolist()
     slopes = np.frombuffer(raw, "<u2", NUMBERS, 2 * NUMBERS).tolist()
     return [value / 256.0 for value in weights], [value / 16.0 for value in slopes]
@@ -68,13 +73,17 @@ class Follower:
 class Ensemble:
     """State of a segment. `tokens`: the known tokens of each lane, which the decoder extends."""
 
-    def __init__(self, members: int, lengths: list[int], vocab: int, dim: int, exp2: Exp2) -> None:
-        self.members, self.dim, self.exp2 = members, dim, exp2
+    def __init__(
+        self, members: int, number: int, lengths: list[int], vocab: int, dim: int, exp2: Exp2,
+        has_any_norm: bool = False,
+    ) -> None:  # fmt: skip
+        self.members, self.dim, self.exp2, self.has_any_norm = members, dim, exp2, has_any_norm
+        self.room = total_of(vocab)
         self.lengths = lengths
         self.starts = [sum(lengths[:lane]) for lane in range(len(lengths))]
         self.total = sum(lengths)
         self.tokens: list[list[int]] = [[] for _ in lengths]
-        self.weight, self.slope = preset()
+        self.weight, self.slope = preset(number)
         self.bias = np.zeros(vocab, F)
         self.last, self.count, self.clock = {}, {}, 0
         self.surprise = [(0, 0) for _ in lengths]
@@ -142,17 +151,18 @@ class Ensemble:
 
     def share_out(self, others: np.ndarray, shares: dict[int, int]) -> list[int]:
         n = len(others)
-        r = F((2**24 - n - 32) / float(int(others.sum()) + sum(shares.values())))
+        r = F((self.room - n - self.room // 2**19) / float(int(others.sum()) + sum(shares.values())))
         frequencies = np.trunc(others.astype(F) * r).astype(np.int64) + 1
+        loss = F(RATE / self.room)
         if self.members & BIAS:
-            self.bias = self.bias - frequencies.astype(F) * LOSS
+            self.bias = self.bias - frequencies.astype(F) * loss
         for token, share in shares.items():
             more = int(float(share) * float(r))
             frequencies[token] += more
             if self.members & BIAS:
-                self.bias[token] -= F(more) * LOSS
+                self.bias[token] -= F(more) * loss
         best = max(shares, key=lambda token: shares[token]) if shares else int(others.argmax())
-        frequencies[best] += 2**24 - int(frequencies.sum())
+        frequencies[best] += self.room - int(frequencies.sum())
         return frequencies.tolist()
 
     def ask_contexts(self, setting: int) -> None:
@@ -186,6 +196,8 @@ class Ensemble:
         first = max(0, seen - (1 << 16))
         sums = (np.array(self.keys[first:seen]) @ key[0]).astype(F)
         cosines = (sums * (F(1) / (F(21) * F(self.dim)))) * key[1]
+        if self.has_any_norm and key[1] > 0:
+            cosines = cosines * (self.over_norm(key[0]) / key[1])
         best = max(F(0.6), cosines.max())
         least = max(F(0.6), best - F(0.12))
         near = min(int((best - F(0.6)) * F(25)), 9)
@@ -240,7 +252,7 @@ class Ensemble:
 
     def learn(self, lane: int, token: int, frequencies: list[int]) -> None:
         """`token`, which was coded with `frequencies`, comes next in `lane`."""
-        slopes = [float(t == token) - frequencies[t] / 16777216.0 for t in self.place]
+        slopes = [float(t == token) - frequencies[t] / float(self.room) for t in self.place]
         for about, what in self.evidence:
             g = slopes[about]
             self.slope[what] += g * g
@@ -252,15 +264,22 @@ class Ensemble:
         self.tokens[lane].append(token)
         if self.members & MATCH:
             self.follow(lane)
-        surprise = sum(frequencies[token] < limit for limit in (1 << 23, 1 << 21, 1 << 18, 1 << 14))
+        surprise = sum(frequencies[token] < limit for limit in (self.room >> k for k in (1, 3, 6, 10)))
         self.surprise[lane] = (surprise, (self.surprise[lane][0] + 1) // 2)
         self.clock += 1
         self.last[token] = self.clock
         self.count[token] = self.count.get(token, 0) + 1
 
+    def over_norm(self, a: np.ndarray) -> np.float32:
+        """What gives a state of any length the norm sqrt(dim)."""
+        squares = int((a * a).sum())
+        return F(1.0 / math.sqrt(float(squares) / float(self.dim))) if squares else F(0)
+
     def remember(self, key: tuple[np.ndarray, np.float32], token: int) -> None:
         """After a step: what one of its tokens is recalled by, and that token."""
         a, step = key
+        if self.has_any_norm:
+            step = self.over_norm(a)
         self.keys.append(np.clip(np.rint(a.astype(F) * (step * F(21))), -127, 127).astype(np.int64))
         self.followed.append(token)
 

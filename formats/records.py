@@ -17,7 +17,7 @@ from nacz.formats.varint import decode_varint, encode_varint
 from nacz.errors import CorruptDataError, UnsupportedVersionError
 
 MAGIC = b"\xfancz"
-VERSION = 0
+VERSION = 1
 SOLE = 0x80  # beside the version: the member is one segment, and one checksum at its end is for all of it
 SEGMENT_TAG = 0x53
 END_TAG = 0x45

@@ -21,7 +21,6 @@ Bytes = NDArray[np.uint8]
 
 F = np.float32
 BLOCK, HEAD = 128, 64
-TOTAL = 1 << 24
 # 2^-f on [0, 1]: see kernels.rows
 POWER = [F(float.fromhex(c)) for c in ("0x1.ffffa8p-1", "-0x1.62d4dap-1", "0x1.ea2ba8p-3", "-0x1.b2c862p-5")]
 POWER.append(F(float.fromhex("0x1.bb7cd4p-8")))
@@ -221,12 +220,13 @@ def fix_logits(logits: Floats) -> Ints:
 
 
 def spread(fixed: Ints) -> Ints:
-    """Fixed-point logits int32[n] to frequencies int32[n] of total 2^24, each at least 1."""
+    """Fixed-point logits int32[n] to frequencies int32[n] of total 2^24 (2^28 of more than 2^16), each at least 1."""
+    total = 1 << (24 if len(fixed) <= 1 << 16 else 28)
     top = int(fixed.max())
     e = int_exp2(top - fixed.astype(np.int64), 16)
-    r = F(np.float64(TOTAL - len(fixed)) / np.float64(int(e.sum())))
+    r = F(np.float64(total - len(fixed)) / np.float64(int(e.sum())))
     freq = np.trunc(e.astype(F) * r).astype(np.int64) + 1
-    freq[int(np.argmax(fixed == top))] += TOTAL - int(freq.sum())
+    freq[int(np.argmax(fixed == top))] += total - int(freq.sum())
     out: Ints = freq.astype(np.int32)
     return out
 

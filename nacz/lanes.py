@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from nacz.coder.range_coder import POSITION, decoder_consistent, decoder_init
 from nacz.errors import CorruptDataError
-from nacz.kernels.cdf import GROUP
+from nacz.kernels.cdf import GROUP, total_bits
 from nacz.predictors.backward import Outcomes, no_outcomes
 from nacz.predictors.ensemble import Ensemble, MakeEnsemble, seen_at
 from nacz.predictors.learning import Learner, Learning
@@ -227,7 +227,7 @@ class _Encoding:
         if progress is not None:
             done = self.done.copy()
             known = np.concatenate([self.freq[lane :: self.lanes][:n] for lane, n in enumerate(done)])
-            progress(done, self.tokens, int(np.sum(24.0 - np.log2(known)) / 8))
+            progress(done, self.tokens, int(np.sum(total_bits(self.shape.vocab) - np.log2(known)) / 8))
 
 
 def encode_lanes(
@@ -244,7 +244,7 @@ def encode_lanes(
     learning: Learning | None = None,
     engine: Engine | None = None,
 ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    """(cumulative, frequency) of every token in coding order, uint32[tokens] each, of a total of 2^24.
+    """(cumulative, frequency) of every token in coding order, uint32[tokens] each, of a total of 2^total_bits(vocab).
 
     tokens: int32[n], n >= lanes >= 1. ensemble: makes the predictors that mix in, None for the language model alone.
     learning: how the network learns, None for weights that stay. engine: who runs the transformer if it is not

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nacz.coder.range_coder import decode_advance, decode_target
-from nacz.kernels.cdf import GROUP, find, fix_logits, interval, spread
+from nacz.kernels.cdf import GROUP, find, fix_logits, interval, spread, total_bits
 from nacz.kernels.compile import compiled
 from nacz.predictors.backward import tell_outcome
 from nacz.predictors.ensemble import adjust, frequencies, learn, recall_rows, remember_row, seen_at
@@ -164,9 +164,10 @@ def take(
     state: Any, stream: Any, freq: Any, sums: Any, step: int, first: int, n: int, bench: Any, outcomes: Any, tokens: Any
 ) -> None:
     """Decode the tokens of one step of lanes `first` to n - 1 from finished distributions: tokens int32[lanes]."""
+    bits = total_bits(freq.shape[1])
     for lane in range(first, n):
-        symbol, low, f = find(freq[lane], sums[lane], np.int64(decode_target(state, stream)))
-        decode_advance(state, stream, low, f)
+        symbol, low, f = find(freq[lane], sums[lane], np.int64(decode_target(state, stream, bits)))
+        decode_advance(state, stream, low, f, bits)
         tokens[lane] = symbol
         tell_outcome(outcomes, lane, step, symbol, freq[lane], bench.work, bench.fixed, bench.value)
 
@@ -216,7 +217,7 @@ def take_mixed(
     """Decode the tokens of one step of lanes `first` to n - 1 with the ensemble: into `tokens` (lane after lane) and
     current int32[lanes]. fixed int32[lanes, vocab] as `logits_and_memories` left it; a lane's cosines are from
     where[lane] on, its hidden state is row `lane`."""
-    v, lanes = shape.vocab, starts.size - 1
+    v, lanes, bits = shape.vocab, starts.size - 1, total_bits(shape.vocab)
     seen = seen_at(step, lanes)
     columns = width(e.recall, seen)
     for lane in range(first, n):
@@ -224,8 +225,8 @@ def take_mixed(
         some = cosines[where[lane] : where[lane] + columns]
         adjust(e, v, lane, at, starts[lane], seen, tokens, some, fixed[lane])
         frequencies(e, v, bench.freq, bench.sums)
-        symbol, low, f = find(bench.freq, bench.sums, np.int64(decode_target(state, stream)))
-        decode_advance(state, stream, low, f)
+        symbol, low, f = find(bench.freq, bench.sums, np.int64(decode_target(state, stream, bits)))
+        decode_advance(state, stream, low, f, bits)
         tokens[at] = symbol
         current[lane] = symbol
         learn(e, lane, at, symbol, tokens, bench.freq)

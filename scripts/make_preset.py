@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Learn what the ensemble's weights start with, and write formats/ensemble-0.bin.
+"""Learn what the ensemble's weights start with, and write a preset, formats/ensemble-N.bin.
 
-    scripts/make_preset.py CORPORA [--work FOLDER] [--rounds N]
+    scripts/make_preset.py CORPORA [--model NAME] [--work FOLDER] [--rounds N]
 
 CORPORA holds the texts named in TEXTS. Each is forwarded by the exact model as an encoder would (kept in FOLDER, two
 minutes of CPU per 100,000 bytes at most), then gone through with the ensemble while what it says of every candidate is
 written down; weights are fitted to that by gradient descent (Adagrad, slopes kept over all texts and epochs). Later
 rounds go through the texts with the weights of the round before, because what the ensemble says depends a little on
-them. Results are reported on none of these texts: see docs/experiments.md.
+them. Results are reported on none of these texts: see docs/experiments.md. N is the number that
+archives made with the model give to their preset (nacz/predictors/preset.py).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 from nacz.kernels.attention import BLOCK
-from nacz.kernels.cdf import fix_logits
+from nacz.kernels.cdf import fix_logits, total_bits
 from nacz.kernels.dispatch import chosen
 
 from nacz.lanes import lane_lengths, lane_starts
@@ -27,24 +28,22 @@ from nacz.predictors import ensemble, preset
 from nacz.predictors.ensemble import adjust, frequencies, learn, recall_rows, remember_row, seen_at
 from nacz.predictors.language_model import EFFORTS, default_lanes
 from nacz.predictors.members import ALL
-from nacz.predictors.reach import near_of
-from nacz.predictors.recall import width
-from nacz.predictors.transformer import (
-    Group,
-    Shape,
-    aligned,
+from nacz.predictors.networks import (
     forward,
     head,
     make_cache,
     make_scratch,
     make_shape,
-    make_trace,
     make_weights,
+    states_have_any_norm,
 )
+from nacz.predictors.reach import near_of
+from nacz.predictors.recall import width
+from nacz.predictors.transformer import Group, Shape, aligned, make_trace
 from nacz.row_coding import HEAD_ROWS, Rows, keep_rows, make_rows
 from nacz.weights.store import LoadedModel, load_model
 
-TARGET = Path(__file__).resolve().parent.parent / "formats" / "ensemble-0.bin"
+FORMATS = Path(__file__).resolve().parent.parent / "formats"
 ENWIK8 = "enwik8/enwik8.first3000000"
 TAR = "kinds/cpython-3.11.7-stdlib-py.tar"
 # Name, files, first byte and how many of them together. In the order in which they are learned from.
@@ -169,7 +168,7 @@ def listen(shape: Shape, weights: Any, start: Any, tokens: Any, lengths: Any, hi
     rows = make_rows(shape, n)
     for to, kept in zip(rows, hidden, strict=True):
         to.reshape(n, -1)[:] = kept.reshape(n, -1)[order]
-    e = ensemble.make_ensemble(ALL, starts, HEAD_ROWS, shape.dim, shape.vocab, start)
+    e = ensemble.make_ensemble(ALL, starts, HEAD_ROWS, shape.dim, shape.vocab, start, states_have_any_norm(shape))
     said = Said(
         np.zeros(n, np.int32), np.zeros(n, np.int32), np.full(n, -1, np.int32), np.zeros(n, np.float32),
         np.zeros(n * MOST_CANDIDATES, np.float32), np.zeros(n * MOST_EVIDENCE, np.uint8),
@@ -183,8 +182,8 @@ def listen(shape: Shape, weights: Any, start: Any, tokens: Any, lengths: Any, hi
 
 
 @numba.njit(error_model="numpy")
-def fit(said: Any, weight: Any, slope: Any, rate: float) -> Any:
-    """Go through a text once, moving the weights; returns its bits."""
+def fit(said: Any, weight: Any, slope: Any, rate: float, least: float) -> Any:
+    """Go through a text once, moving the weights; returns its bits. least: probability that every token has."""
     n_candidates, n_evidence, bits = 0, 0, 0.0
     change = np.zeros(256)
     for number in range(said.came.size):
@@ -203,7 +202,7 @@ def fit(said: Any, weight: Any, slope: Any, rate: float) -> Any:
                 came = p
             change[i] = p
         total = max(total, 1e-9)
-        bits -= np.log2(came / total + 2.0**-24)
+        bits -= np.log2(came / total + least)
         for i in range(size):
             change[i] = (1.0 if i == said.came[number] else 0.0) - change[i] / total
         for k in range(what.size):
@@ -220,11 +219,13 @@ def main() -> None:
     parser.add_argument("corpora", type=Path)
     parser.add_argument("--work", type=Path, default=Path("preset-work"))
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--model", help="name of a model that is here (nacz models); the default model if none")
     args = parser.parse_args()
     args.work.mkdir(exist_ok=True)
-    model = load_model()
+    model = load_model(args.model)
     shape, weights = make_shape(model.architecture, EFFORTS[6].window), make_weights(model)
     start = np.array([np.zeros(ensemble.NUMBERS), np.ones(ensemble.NUMBERS)])
+    least = 2.0 ** -total_bits(shape.vocab)
     for number in range(args.rounds):
         heard = []
         for name, files, first, size in TEXTS:
@@ -233,10 +234,10 @@ def main() -> None:
             heard.append(listen(shape, weights, start, *states))
         weight, slope = np.zeros(ensemble.NUMBERS), np.zeros(ensemble.NUMBERS)
         for epoch in range(EPOCHS):
-            bits = sum(fit(said, weight, slope, RATE) for said in heard)
+            bits = sum(fit(said, weight, slope, RATE, least) for said in heard)
             print(f"round {number + 1}, epoch {epoch + 1}: {bits / 8:,.0f} bytes", flush=True)
         start = rounded(weight, FIRST + SHARE * slope)
-    TARGET.write_bytes(in_units(*start))
+    (FORMATS / f"ensemble-{preset.preset_of(model.tokenizer_hash)}.bin").write_bytes(in_units(*start))
 
 
 def in_units(weight: Any, slope: Any) -> bytes:

@@ -1,7 +1,7 @@
 """The golden set: fixed inputs, coded by the tiny model (or the real one), and the hashes of what comes out.
 
 Run as a program it codes the set in this process, decodes it again and prints one JSON object, so that another
-process, processor or emulator can be compared: `python tests/golden.py [--weights] [--threads N] [--check] [CASE...]`.
+process, processor or emulator can be compared: `python tests/golden.py [--model M] [--threads N] [--check] [CASE...]`.
 Needs nacz and its dependencies, no test tools: it also runs where those are not.
 
 A hash is of the parameters and the payload of a segment; the container around them, and so the empty file, is tested
@@ -48,6 +48,7 @@ class Case(NamedTuple):
     window: int | None = 256
     ensemble: str = "none"
     learn: int = 0
+    general: bool = False  # the tiny general model in place of the plain one
 
 
 def cases() -> dict[str, Case]:
@@ -69,12 +70,24 @@ def cases() -> dict[str, Case]:
         "ensemble of one lane": Case(text(600, 7), ensemble="all"),
         "learning": Case(text(80, 10) * 20, learn=2),
         "learning of one layer in lanes": Case(text(90, 11) * 20, lanes=3, ensemble="all", learn=1),
+        # Past the local layer's positions, and past the window.
+        "general": Case(text(500, 14), general=True),
+        "general, lanes and ensemble": Case(text(300, 15) * 2, lanes=3, ensemble="all", general=True),
         "ensemble without memory": Case(text(600, 8), lanes=2, ensemble="bias,habit,ngram,match"),
     }
 
 
+def gemma_cases() -> dict[str, Case]:
+    """For gemma3-270m."""
+    return {
+        "Gemma, text": Case(text(2048, 4), lanes=2, window=512),
+        "Gemma, text, ensemble": Case(text(2048, 9), lanes=2, window=None, ensemble="all"),
+        "Gemma, short text": Case(text(400, 5)),  # for emulators
+    }
+
+
 def real_cases() -> dict[str, Case]:
-    """For the real model."""
+    """For the default model."""
     return {
         "real text": Case(text(2048, 4), lanes=2, window=512),
         "real text, ensemble": Case(text(2048, 9), lanes=2, window=512, ensemble="all"),
@@ -98,6 +111,8 @@ PINNED_TINY = {
     "ensemble": "84faa974aabf4e722871499eff41ad84224457005e226134a14725e8bd7495c5",
     "ensemble of one lane": "f39392a7f1e261e10408527fbac9466d146a171e1b160c84b2e3c95bac82ec87",
     "ensemble without memory": "8363df222b227c020618fc8618057ac1103e5fe4f3e6ac6e8cd89a9f687dcd79",
+    "general": "0f3e87c70d155c24c42d93c45d5393aad0692fb5631b05cf0c58877541c958b6",
+    "general, lanes and ensemble": "30501716243f2f6189871ee6de6a6f1b2dd01e6d91feb2af6a0321882a54ba2e",
     "learning": "5010c27bbb847a24249141e6e32b0e48ce9346ae286b8dcddd51be1a3be324ee",
     "learning of one layer in lanes": "d359ba55e03997d9b91383561f1c66269101363cfb507d7a431c7e15223d3fcb",
 }
@@ -108,26 +123,35 @@ PINNED_REAL = {
     "real text, ensemble": "63e8a35101855bbc527006eaf794a717c3303c26da05ee9837192206c5db5bfb",
     "real text, learning": "ff48ef1d6b19052515a5966ce873c8baa966545f4743f6c5800327aaf50ebe5e",
 }
-PINNED = PINNED_TINY | PINNED_REAL
+PINNED_GEMMA = {
+    "Gemma, text": "27447fe2dbbac03f328504e0fe57100e3986b527d5993fdedaec6390d1c121ce",
+    "Gemma, text, ensemble": "35f911ef33fbce78df900130823fb5ad2f65fd977692848fa3d116a896445d2c",
+    "Gemma, short text": "240a7b0f3cdfca15ac0704119c2f8c579302160ce086c324fc1411abaaaa83b3",
+}
+PINNED = PINNED_TINY | PINNED_REAL | PINNED_GEMMA
+TINY = "tiny"
+SETS = {TINY: cases, "smollm2-135m": real_cases, "gemma3-270m": gemma_cases}  # by the model that they are for
 
 
 def digest(params: bytes, payload: bytes) -> str:
     return hashlib.sha256(len(params).to_bytes(8, "little") + params + payload).hexdigest()
 
 
-def run(names: list[str] | None = None, *, weights: bool = False, threads: int = 1, rows: int = 0) -> dict[str, str]:
-    """{case: hash} of this process. Raises AssertionError when something does not decode."""
+def run(names: list[str] | None = None, *, model: str = TINY, threads: int = 1, rows: int = 0) -> dict[str, str]:
+    """{case: hash} of this process, of the set for a model. Raises AssertionError when something does not decode."""
     original, found = language_model.encode_lanes, {}
     if rows:
         language_model.encode_lanes = functools.partial(lanes.encode_lanes, rows=rows)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            model = None if weights else str(tiny.write(Path(folder)))
-            for name, case in (real_cases() if weights else cases()).items():
+            for name, case in SETS[model]().items():
                 if names and name not in names:
                     continue
+                path = model
+                if model == TINY:
+                    path = str(tiny.write_general(Path(folder)) if case.general else tiny.write(Path(folder)))
                 options = CodecOptions(
-                    level=6, model=model, window=case.window, lanes=case.lanes, ensemble=case.ensemble,
+                    level=6, model=path, window=case.window, lanes=case.lanes, ensemble=case.ensemble,
                     learn=case.learn, offline=True,
                 )
                 coder = language_model.LanguageModelCoder(options)
@@ -144,7 +168,7 @@ def run(names: list[str] | None = None, *, weights: bool = False, threads: int =
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="code the golden set and print its hashes")
-    parser.add_argument("--weights", action="store_true", help="the real model on a text instead of the tiny one")
+    parser.add_argument("--model", default=TINY, choices=SETS, help="a real model on texts instead of the tiny ones")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rows", type=int, default=0, help="rows per block when encoding (0: the usual number)")
     parser.add_argument("--check", action="store_true", help="exit with 1 when a hash is not the pinned one")
@@ -153,7 +177,7 @@ def main() -> int:
     from nacz.kernels import dispatch
 
     started = time.monotonic()
-    hashes = run(args.cases, weights=args.weights, threads=args.threads, rows=args.rows)
+    hashes = run(args.cases, model=args.model, threads=args.threads, rows=args.rows)
     wrong = [name for name, found in hashes.items() if found != PINNED.get(name)]
     report = {
         "kernel": dispatch.chosen()[0],

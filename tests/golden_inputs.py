@@ -1,4 +1,4 @@
-"""What the golden archives are made of: a text that the tiny model likes, noise, and small hostile archives."""
+"""What the golden archives are made of: a text that the tiny models like, noise, and small hostile archives."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from nacz.formats.varint import encode_varint
 SAMPLE = bytes.fromhex(
     "6f6dd1116e74ad0a8a6573096c69b80ae4b8e4b87fae6861a864571e7f848968619c92a800a66e7492a8d96e7492a86da8e87f11e4bd62ad3b"
     "c394dce0a864947418249e"
+)
+# The same by the tiny general model: 17 bytes for it.
+GENERAL_SAMPLE = bytes.fromhex(
+    "e58aa492a492a492a492e46e7455633fa87be8173f173f696333171512cde0f06da865732b20746824757220696a20746fc3124a6a20699e6e"
+    "652077bdd56963ddd96e74002065643f03616e"
 )
 
 
@@ -40,7 +45,7 @@ def hostile(good: bytes) -> dict[str, tuple[bytes, str]]:
         return sealed(b"S", start(predictor, plain, size)) + with_crc(payload)
 
     def sole(body: bytes, payload: bytes) -> bytes:
-        return with_crc(MAGIC + b"\x80" + encode_varint(len(body)) + body + payload)
+        return with_crc(MAGIC + b"\x81" + encode_varint(len(body)) + body + payload)
 
     body, payload = good[6 : 6 + good[5]], good[6 + good[5] : -4]
     (at,) = (i for i in range(len(body)) if body[i:].startswith(b"\0\x10\x01"))  # version, window, lanes
@@ -59,7 +64,7 @@ def hostile(good: bytes) -> dict[str, tuple[bytes, str]]:
         "flipped": (bytes(flipped), "CorruptDataError"),
         "trailing-garbage": (good + b"\0", "CorruptDataError"),
         "header-of-2-to-60": (MAGIC + b"\0" + encode_varint(1 << 60), "CorruptDataError"),
-        "one-segment-of-2-to-60": (MAGIC + b"\x80" + encode_varint(1 << 60), "CorruptDataError"),
+        "one-segment-of-2-to-60": (MAGIC + b"\x81" + encode_varint(1 << 60), "CorruptDataError"),
         "plain-of-2-to-60": (head + segment(0, 1 << 60, b"x"), "CorruptDataError"),
         "payload-of-2-to-28": (head + segment(0, 1 << 28, b"x", promised=1 << 28), "CorruptDataError"),
         "bomb": (head + segment(0, 1 << 28, b"x"), "CorruptDataError"),

@@ -71,7 +71,7 @@ def sealed(start: bytes, body: bytes) -> bytes:
 
 def sole(body: bytes, payload: bytes) -> bytes:
     """A hand-made member of one segment."""
-    return with_crc(MAGIC + b"\x80" + encode_varint(len(body)) + body + payload)
+    return with_crc(MAGIC + b"\x81" + encode_varint(len(body)) + body + payload)
 
 
 def header_bytes(body: bytes = b"\0", version: int = 0) -> bytes:
@@ -375,7 +375,7 @@ HOSTILE = {
     "parameters just above": header_bytes() + sealed(b"S", segment_body(9, 9, bytes(4097))),
     "a model that is not there": header_bytes() + sealed(b"S", segment_body(9, 9, kind=1)),
     "parameters of stored": header_bytes() + sealed(b"S", segment_body(9, 9, b"\0")) + with_crc(bytes(9)),
-    "one segment of 2^60": MAGIC + b"\x80" + encode_varint(1 << 60),
+    "one segment of 2^60": MAGIC + b"\x81" + encode_varint(1 << 60),
     "one segment of plain size 2^60": sole(segment_body(1 << 60, 1), b"x"),
     "one segment of payload 2^28": sole(segment_body(1 << 28, 1 << 28), b"x"),
     "one segment of payload larger than plain": sole(segment_body(1, 2), b"xx"),

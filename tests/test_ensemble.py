@@ -5,6 +5,7 @@ Run with `pytest tests/test_ensemble.py`.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.util
 import sys
@@ -25,16 +26,23 @@ from nacz.kernels.dispatch import KERNELS, usable
 
 from nacz import lanes
 from nacz.errors import CorruptDataError, UnsupportedVersionError, UsageError
-from nacz.predictors import ensemble, recall
+from nacz.predictors import ensemble, language_model, recall
 from nacz.predictors.language_model import LanguageModelCoder, Params, mixed_in
 from nacz.predictors.members import ALL, MEMBERS, parse_members
-from nacz.predictors.preset import preset
+from nacz.predictors.preset import preset, preset_of
 from nacz.predictors.transformer import make_shape, make_weights
 from nacz.segment_coder import CodecOptions
 from nacz.weights import store
 
 WINDOW = 256
-PRESET = "f689763305ac34f1b4c7b5eed87d41099b7e66f288e8fd4f196ae2c0cc6d6d23"
+PRESETS = (
+    "f689763305ac34f1b4c7b5eed87d41099b7e66f288e8fd4f196ae2c0cc6d6d23",
+    "fb208ccf54faf72901c93f8d4965769c5b20d40ed065d7a5807b41c9f74c070e",
+)
+WIDE = {
+    "none": "9f060f2eb97863f8d077ecdfb7292f2588f282f9e136a1b94144cb32357d4f2a",
+    "all": "ea069da0d5dcf71e12be42007cf7237cc0c04784291128bb26e0b80ee6a44246",
+}
 
 
 @pytest.fixture(scope="module")
@@ -184,17 +192,60 @@ def test_parameters() -> None:
     for bad in (params(1, 2, 1, 10), params(1, 2, 1, 10, 0), params(1, 2, 1, 10, 0, 31, 0), params(0, 2, 1, 10, 0, 31)):
         with pytest.raises(CorruptDataError):
             Params.from_bytes(bad, 10)
-    for unknown in (params(1, 2, 1, 10, 1, 31), params(1, 2, 1, 10, 0, 0), params(1, 2, 1, 10, 0, 32)):
+    assert Params.from_bytes(params(1, 2, 1, 10, 1, 31), 10) == Params(256, 1, 10, 31, preset=1)
+    assert Params(256, 1, 10, 31, preset=1).to_bytes() == params(1, 2, 1, 10, 1, 31)
+    for unknown in (params(1, 2, 1, 10, 2, 31), params(1, 2, 1, 10, 0, 0), params(1, 2, 1, 10, 0, 32)):
         with pytest.raises(UnsupportedVersionError):
             Params.from_bytes(unknown, 10)
 
 
-def test_the_preset_is_the_one_specified() -> None:
-    raw = (Path(__file__).parent.parent / "formats" / "ensemble-0.bin").read_bytes()
-    assert hashlib.sha256(raw).hexdigest() == PRESET
-    assert PRESET in (Path(__file__).parent.parent / "docs" / "ensemble.md").read_text()
-    assert preset(0).shape == (2, ensemble.NUMBERS) == (2, 11663)
-    assert preset(0)[1].min() > 0
+@pytest.mark.parametrize("number", range(2))
+def test_the_presets_are_those_specified(number: int) -> None:
+    raw = (Path(__file__).parent.parent / "formats" / f"ensemble-{number}.bin").read_bytes()
+    assert hashlib.sha256(raw).hexdigest() == PRESETS[number]
+    assert PRESETS[number] in (Path(__file__).parent.parent / "docs" / "ensemble.md").read_text()
+    assert preset(number).shape == (2, ensemble.NUMBERS) == (2, 11663)
+    assert preset(number)[1].min() > 0
+
+
+def test_a_tokenizer_has_a_preset() -> None:
+    known = bytes.fromhex("f56b7dd413fd8308ef8c87c5d67e623527c92149cc4a1324f62d288b3b3f55ff")
+    assert preset_of(known) == 1 and preset_of(bytes(32)) == 0
+    assert known.hex() in (Path(__file__).parent.parent / "formats" / "SPEC.md").read_text()
+
+
+def test_the_reference_takes_the_other_preset(
+    coder: LanguageModelCoder, reference: tuple[ModuleType, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, loaded = reference
+    data = (SAMPLE + b" and so on, and so on; ") * 3
+    found = {}
+    for number in range(2):
+        monkeypatch.setattr(language_model, "preset_of", lambda _, n=number: n)
+        options = CodecOptions(window=WINDOW, lanes=2, ensemble="all")
+        params, payload = coder.encode(data, options=options, threads=1, progress=None)
+        assert Params.from_bytes(params, len(data)).preset == number
+        assert coder.decode(params, payload, len(data), threads=1, progress=None) == data
+        assert module.decode_language_model(loaded, module.Fields(params), payload, len(data)) == data
+        found[number] = payload
+    assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("members", ["none", "all"])
+def test_a_wide_vocabulary(members: str, tmp_path: Path, reference: tuple[ModuleType, Any]) -> None:
+    """More than 65,536 tokens: a larger total. The reference agrees, and the bytes are pinned."""
+    module, _ = reference
+    architecture = dataclasses.replace(tiny.ARCHITECTURE, layers=1, vocab=65_600)
+    path = tmp_path / f"wide{store.SUFFIX}"
+    store.save(tiny.model(0, architecture), path)
+    wide = LanguageModelCoder(CodecOptions(model=str(path)))
+    data = SAMPLE + b" and so on, and so on; "
+    options = CodecOptions(window=WINDOW, lanes=2, ensemble=members)
+    params, payload = wide.encode(data, options=options, threads=1, progress=None)
+    assert wide.decode(params, payload, len(data), threads=2, progress=None) == data
+    loaded = module.Model(path.read_bytes())
+    assert module.decode_language_model(loaded, module.Fields(params), payload, len(data)) == data
+    assert hashlib.sha256(params + payload).hexdigest() == WIDE[members]
 
 
 def test_memory_is_bounded() -> None:

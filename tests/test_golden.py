@@ -26,16 +26,17 @@ from nacz.segments import SegmentDecoder
 HERE = Path(__file__).parent / "golden"
 PLAIN = {
     (version, name): want
-    for version in ("v0",)
+    for version in ("v1",)
     for name, want in json.loads((HERE / version / "plain.json").read_text()).items()
 }
 ERRORS = json.loads((HERE / "errors/expected.json").read_text())
 # What no release may lose: a file that disappears is noticed here.
 WANTED = {
-    "v0": {
+    "v1": {
         "empty", "stored", "stored-segments", "language-model", "language-model-lanes", "language-model-segments",
         "language-model-escapes", "language-model-window", "mixed", "members", "byte-model", "byte-model-1",
-        "byte-model-2", "learning", "learning-ensemble", *(f"level-{n}" for n in range(4, 10)),
+        "byte-model-2", "learning", "learning-ensemble", "general", "general-lanes",
+        *(f"level-{n}" for n in range(4, 10)),
         *(f"ensemble{name}" for name in ("", "-lanes", "-segments", *(f"-{member}" for member in MEMBERS))),
     }
 }  # fmt: skip
@@ -44,6 +45,11 @@ WANTED = {
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def general(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_general(tmp_path_factory.mktemp("general"))
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +79,9 @@ def test_nothing_is_missing() -> None:
 
 
 @pytest.mark.parametrize(("version", "name"), PLAIN, ids=lambda value: value)
-def test_they_decode(model: Path, version: str, name: str) -> None:
+def test_they_decode(model: Path, general: Path, version: str, name: str) -> None:
     data, want = archive(version, name), PLAIN[version, name]
-    options = CodecOptions(model=str(model))
+    options = CodecOptions(model=str(general if name.startswith("general") else model))
     plain = nacz.decompress(data, options)
     assert right(plain, want)
     reader = RandomReader(io.BytesIO(data), SegmentDecoder(options))
@@ -89,12 +95,16 @@ SLOW = {"byte-model", "byte-model-2", "byte-model-table", "learning"}  # a prime
 
 def slowly(name: str) -> object:
     """Every name with a mark on those that take the reference decoder more than a few seconds."""
-    return pytest.param("v0", name, marks=pytest.mark.slow) if name in SLOW else ("v0", name)
+    return pytest.param("v1", name, marks=pytest.mark.slow) if name in SLOW else ("v1", name)
 
 
 @pytest.mark.parametrize(("version", "name"), [slowly(name) for _, name in PLAIN])
-def test_the_reference_decoder(reference: tuple[ModuleType, object], version: str, name: str) -> None:
+def test_the_reference_decoder(
+    reference: tuple[ModuleType, object], general: Path, version: str, name: str
+) -> None:
     module, loaded = reference
+    if name.startswith("general"):
+        loaded = module.Model(general.read_bytes())
     assert right(module.decode_archive(archive(version, name), loaded), PLAIN[version, name])
 
 

@@ -14,25 +14,26 @@ from hypothesis import strategies as st
 from nacz.coder import range_coder as rc
 from nacz.coder.cdf import TOTAL, cdf_from_weights, find_symbol
 
+WIDE = 1 << 28
 MOST_LIKELY = TOTAL - 49_151  # the largest count that a vocabulary of 49,152 symbols leaves to one of them
 
 
 @st.composite
-def intervals(draw: st.DrawFn) -> tuple[int, int]:
+def intervals(draw: st.DrawFn, total: int = TOTAL) -> tuple[int, int]:
     freq = draw(
         st.one_of(
-            st.sampled_from([1, 2, 3, MOST_LIKELY, TOTAL - 1, TOTAL]),
-            st.integers(1, TOTAL),
+            st.sampled_from([1, 2, 3, MOST_LIKELY, total - 1, total]),
+            st.integers(1, total),
             st.integers(1, 300),
         )
     )
-    cum = draw(st.one_of(st.sampled_from([0, TOTAL - freq]), st.integers(0, TOTAL - freq)))
+    cum = draw(st.one_of(st.sampled_from([0, total - freq]), st.integers(0, total - freq)))
     return cum, freq
 
 
-def decode(stream: bytes, wanted: list[tuple[int, int]]) -> tuple[bool, bool]:
+def decode(stream: bytes, wanted: list[tuple[int, int]], bits: int = 24) -> tuple[bool, bool]:
     """Return whether every target lies in the wanted interval, and whether the end is consistent."""
-    decoder = rc.RangeDecoder(stream)
+    decoder = rc.RangeDecoder(stream, bits)
     for cum, freq in wanted:
         if not cum <= decoder.target() < cum + freq:
             return False, False
@@ -40,8 +41,8 @@ def decode(stream: bytes, wanted: list[tuple[int, int]]) -> tuple[bool, bool]:
     return True, decoder.consistent()
 
 
-def encode(wanted: list[tuple[int, int]]) -> bytes:
-    return rc.encode_intervals([cum for cum, _ in wanted], [freq for _, freq in wanted])
+def encode(wanted: list[tuple[int, int]], bits: int = 24) -> bytes:
+    return rc.encode_intervals([cum for cum, _ in wanted], [freq for _, freq in wanted], bits)
 
 
 def ideal_bytes(freq: np.ndarray) -> float:
@@ -52,6 +53,16 @@ def ideal_bytes(freq: np.ndarray) -> float:
 @settings(deadline=None)
 def test_round_trip(wanted: list[tuple[int, int]]) -> None:
     assert decode(encode(wanted), wanted) == (True, True)
+
+
+@given(st.lists(intervals(WIDE), max_size=200))
+@settings(deadline=None)
+def test_round_trip_with_a_larger_total(wanted: list[tuple[int, int]]) -> None:
+    stream = encode(wanted, 28)
+    assert decode(stream, wanted, 28) == (True, True)
+    assert len(stream) <= rc.max_encoded_size(len(wanted), 28)
+    for other in (stream + b"\0", stream[:-1]):
+        assert other == stream or decode(other, wanted, 28) != (True, True)
 
 
 @given(st.lists(intervals(), max_size=60), st.lists(st.integers(0, 60), max_size=4))
@@ -129,6 +140,7 @@ def test_pinned_bytes() -> None:
     assert rc.encode_intervals([0] * 5, [1] * 5) == b""
     assert rc.encode_intervals([TOTAL - 1], [1]).hex() == "ffffff"
     assert rc.encode_intervals([0x123456, 0xABCDEF, 7], [1, 1, 9]).hex() == "123456abcddccba95c"
+    assert rc.encode_intervals([0x123456, 0xABCDEF, WIDE - 1], [1, 1, 1], 28).hex() == "01234560abbbbba9543201"
     freq = np.array([1, 2, 300, 70_000, TOTAL // 2, MOST_LIKELY] * 5, np.uint32)
     cum = ((TOTAL - freq.astype(np.int64)) * np.arange(1, 31) // 31).astype(np.uint32)
     assert rc.encode_intervals(cum, freq).hex() == (

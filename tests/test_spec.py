@@ -55,7 +55,7 @@ def test_the_tables_of_the_examples_spell_their_bytes() -> None:
 
 
 def test_the_example_of_the_language_model() -> None:
-    golden = (Path(__file__).parent / "golden" / "v0" / "language-model-lanes.nacz").read_bytes()
+    golden = (Path(__file__).parent / "golden" / "v1" / "language-model-lanes.nacz").read_bytes()
     start = bytes.fromhex(re.findall(r"```\n([0-9a-f \n]+)```", SPEC)[3])
     table = SPEC.split("| bytes | meaning |")[3].split("\n\n")[0]
     spelled = bytes.fromhex("".join(part for part in re.findall(r"`([0-9a-f ]+)`", table)))

@@ -20,10 +20,16 @@ from numpy.typing import NDArray
 from nacz.tokens import Tokenizer
 from nacz.weights import store
 from nacz.weights.exact import HEAD, Architecture, ExactModel, array_layout
+from nacz.weights.general import GELU, QK_NORM, SANDWICH, GeneralArchitecture
 
 ARCHITECTURE = Architecture(
     layers=2, dim=128, heads=2, kv_heads=1, ffn=192, vocab=320, context=4096, rope_base=10000.0, eps=1e-5
 )
+# Of the general kind, with all that Gemma has: a local layer and one that is not, and more than 65,536 words.
+GENERAL = GeneralArchitecture(
+    layers=2, dim=128, heads=2, kv_heads=1, ffn=192, vocab=65_600, context=4096, rope_base=1e6, eps=1e-6, width=128,
+    turned=128, words=65_550, features=QK_NORM | SANDWICH | GELU, local=100, every=2, query_scale=128.0**-0.5,
+)  # fmt: skip
 LACKING = bytes.fromhex("04 06 13 14 16 1d f1 f2 c0 c1 f5 f6 f7 f8 f9 fa fb fc fd fe ff")
 # Each merges all of it but the last character with the last one.
 _WORDS = "_t th he in er an re on at en nd ti es or te of ed is it al ar st to nt ng se ha as ou io le ve co me de hi"
@@ -74,6 +80,39 @@ def model(seed: int = 0, architecture: Architecture = ARCHITECTURE) -> ExactMode
     arrays["embed_step"] = ((1.0 + noise(seed, "embed_step", architecture.vocab) / 128.0) / 8000.0).astype(np.float32)
     arrays["rope"] = rope_tables(architecture.rope_base, HEAD // 2).reshape(-1)
     return ExactModel(architecture, arrays, tokenizer().to_blob())
+
+
+def general(seed: int = 0) -> ExactModel:
+    """The same of the general kind, with the same 320 words: all others are much less probable."""
+    arch, known = GENERAL, ARCHITECTURE.vocab
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, (dtype, count) in array_layout(arch).items():
+        if name.endswith("_gain"):
+            size = {"qkv_gain": 0.1, "gate_up_gain": 0.1, "head_gain": 0.25}.get(name, 1.0)
+            arrays[name] = (size * (1.0 + noise(seed, name, count) / 256.0)).astype(np.float32)
+        elif count == 0:
+            arrays[name] = np.zeros(0, dtype)
+    for name, k in (("qkv", 128), ("out", 256), ("gate_up", 128), ("down", 192), ("head", 128)):
+        count = array_layout(arch)[f"{name}_step"][1]
+        q = np.clip(np.rint(normal(seed, name, count * k) * 40.0), -127, 127).astype(np.int8).reshape(count, k)
+        arrays[name] = pack(q)
+        arrays[f"{name}_sum"] = q.sum(axis=1, dtype=np.int32)
+        step = (1.0 + noise(seed, f"{name}_step", count) / 128.0) * (3.0 if name == "head" else 1.0)
+        arrays[f"{name}_step"] = (step / (60.0 * math.sqrt(k))).astype(np.float32)
+    arrays["head_step"][known:] *= np.float32(1.0 / 64.0)
+    count = arch.vocab * arch.dim
+    arrays["embed"] = np.clip(np.rint(normal(seed, "embed", count) * 8000.0), -32767, 32767).astype(np.int16)
+    arrays["embed_step"] = ((1.0 + noise(seed, "embed_step", arch.vocab) / 128.0) / 8000.0).astype(np.float32)
+    tables = [rope_tables(base, arch.width // 2).reshape(-1) for base in (arch.rope_base, 1e4)]
+    arrays["rope"] = np.concatenate(tables)
+    return ExactModel(arch, arrays, tokenizer().to_blob())
+
+
+def write_general(folder: Path) -> Path:
+    """Save the general model in `folder`; returns its path."""
+    path = folder / f"tiny-general{store.SUFFIX}"
+    store.save(general(), path)
+    return path
 
 
 def write(folder: Path, seed: int = 0) -> Path:

@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nacz.explain.mixture import CHUNK, Mixture, choices
-from nacz.kernels.cdf import TOTAL_BITS
+from nacz.kernels.cdf import total_bits
 from nacz.kernels.dispatch import chosen
 from nacz.predictors.members import MEMBERS
 from nacz.predictors.networks import fitted, forward, make_cache, make_scratch, make_shape, make_weights
+from nacz.predictors.preset import preset_of
 from nacz.predictors.transformer import Group, Shape, Weights, make_trace
 from nacz.row_coding import Rows, keep_rows, make_rows
 from nacz.tokens import Tokenizer
@@ -92,7 +93,8 @@ def explain(
     tokens = vocabulary.encode(data)
     shape, weights = make_shape(model.architecture, window), make_weights(model)
     shape = fitted(shape, min(tokens.size, STRETCH))
-    mixture = Mixture(chosen()[1], shape, weights, tokens, ALTERNATIVES)
+    number = preset_of(model.tokenizer_hash)
+    mixture = Mixture(chosen()[1], shape, weights, tokens, ALTERNATIVES, number)
     lock, done = Lock(), [0]
 
     def count(some: int) -> None:
@@ -123,7 +125,8 @@ def explain(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     first, lengths = _units(data, tokens, vocabulary)
-    bits = TOTAL_BITS - np.log2(np.maximum(mixture.seen.freq, 1).astype(np.float64))
+    total = total_bits(shape.vocab)
+    bits = total - np.log2(np.maximum(mixture.seen.freq, 1).astype(np.float64))
     if first.size:
         bits = np.add.reduceat(bits, first, axis=0)
     of = dict(zip(choices(), np.ascontiguousarray(bits.T.astype(np.float32)), strict=True))
@@ -131,7 +134,7 @@ def explain(
     words = {int(token): vocabulary.token_bytes(int(token)) for token in np.unique(alternatives)}
     return Costs(
         data, lengths, of["all"], alternatives,
-        (mixture.seen.best_freq[first] / float(1 << TOTAL_BITS)).astype(np.float32), words,
+        (mixture.seen.best_freq[first] / float(1 << total)).astype(np.float32), words,
         {LANGUAGE_MODEL: of["none"]},
         {name: of[f"only {name}"] for name in MEMBERS},
         {name: of[f"without {name}"] for name in MEMBERS},

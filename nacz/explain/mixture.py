@@ -25,7 +25,6 @@ __all__ = ["CHUNK", "Mixture", "Seen", "choices"]
 
 CHUNK = 2048  # rows at a time
 _HEAD_ROWS = 24
-_PRESET = 0  # the version of the preset: that of archives
 
 
 def choices() -> dict[str, int]:
@@ -37,8 +36,8 @@ def choices() -> dict[str, int]:
 
 
 class Seen(NamedTuple):
-    """What came of n tokens: freq int64[n, choices], of a total of 2^24, of the token that came; best int32[n, k] and
-    best_freq int32[n, k], the most probable tokens of the whole mixture, best first."""
+    """What came of n tokens: freq int64[n, choices], of a total of 2^total_bits(vocab), of the token that came; best
+    int32[n, k] and best_freq int32[n, k], the most probable tokens of the whole mixture, best first."""
 
     freq: Any
     best: Any
@@ -46,13 +45,16 @@ class Seen(NamedTuple):
 
 
 class Mixture:
-    """An ensemble on its way through the tokens (int32[n]) of one text, as in an archive of one lane."""
+    """An ensemble on its way through the tokens (int32[n]) of one text, as in an archive of one lane. number: of the
+    preset."""
 
-    def __init__(self, kern: Any, shape: Shape, weights: Weights, tokens: Any, alternatives: int) -> None:
+    def __init__(
+        self, kern: Any, shape: Shape, weights: Weights, tokens: Any, alternatives: int, number: int = 0
+    ) -> None:
         self.kern, self.shape, self.weights, self.tokens = kern, shape, weights, tokens
         starts = np.array([0, tokens.size], np.int64)
         normal = states_have_any_norm(shape)
-        self.ensemble = make_ensemble(ALL, starts, CHUNK, shape.dim, shape.vocab, preset(_PRESET), normal)
+        self.ensemble = make_ensemble(ALL, starts, CHUNK, shape.dim, shape.vocab, preset(number), normal)
         # Who has no bias looks at one that is nothing and does not learn.
         without = self.ensemble._replace(
             habits=self.ensemble.habits._replace(bias=np.zeros_like(self.ensemble.habits.bias))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nacz.kernels.cdf import FRACTION, GROUP, TOTAL, TOTAL_BITS
+from nacz.kernels.cdf import FRACTION, GROUP, total_bits
 from nacz.kernels.compile import compiled
 from nacz.kernels.ops import iadd, imax, isub, to_float, trunc
 from nacz.kernels.rows import int_exp2
@@ -162,13 +162,14 @@ def apply(c: Any, fixed: Any, bias: Any) -> None:
 
 @compiled
 def share_out(c: Any, n: int, bias: Any, loss: Any, freq: Any, group_sum: Any) -> None:
-    """Frequencies (int32[n], total 2^24, each at least 1) after `apply`, their sums by 64; bias -= loss * frequency.
+    """Frequencies (int32[n], each at least 1) after `apply`, their sums by 64; bias -= loss * frequency.
 
     What rounding leaves over, never less than nothing, goes to the most probable candidate or, if there are none, to
     the most probable token, the first of equals; the bias does not see it.
     """
-    # 32 less than there is, so that rounded products cannot add up to more than there is.
-    r = np.float32(np.float64(TOTAL - n - 32) / np.float64(c.scale[0]))
+    # 2^-19 of it less than there is, so that rounded products cannot add up to more than there is.
+    room = np.int64(1) << total_bits(n)
+    r = np.float32(np.float64(room - n - (room >> 19)) / np.float64(c.scale[0]))
     given, e = np.int32(0), c.e
     for g in range(n // GROUP):
         some = np.int32(0)
@@ -179,7 +180,7 @@ def share_out(c: Any, n: int, bias: Any, loss: Any, freq: Any, group_sum: Any) -
             bias[i] -= to_float(f) * loss
         group_sum[g] = some
         given = iadd(given, some)
-    rest = np.int64(TOTAL) - np.int64(given)
+    rest = room - np.int64(given)
     best, most = np.int64(0), np.int64(0)
     if c.size[0] == 0:
         for i in range(n):
@@ -201,11 +202,12 @@ def share_out(c: Any, n: int, bias: Any, loss: Any, freq: Any, group_sum: Any) -
 @compiled
 def learn_weights(c: Any, freq: Any, token: Any, rate: float) -> None:
     """Move the weights of this position's evidence and forget its candidates. `freq`: the distribution coded with."""
+    total = np.float64(np.int64(1) << total_bits(freq.size))
     about, what, weight, slope, tokens = c.about, c.what, c.weight, c.slope, c.token
     for i in range(c.size[0]):
         t = np.int64(tokens[i])
         came = 1.0 if t == token else 0.0
-        c.change[i] = came - np.float64(freq[t]) / np.float64(1 << TOTAL_BITS)
+        c.change[i] = came - np.float64(freq[t]) / total
         c.place[t] = -1
     for i in range(c.size[1]):
         g, k = c.change[about[i]], np.int64(what[i])

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nacz.kernels.cdf import GROUP
+from nacz.kernels.cdf import GROUP, total_bits
 from nacz.kernels.compile import compiled
 
 from .candidates import CLASSES, apply, candidate, learn_weights, make_candidates, share_out, tell, weigh
-from .habits import AGES, GAIN, LOSS, age, make_habits
+from .habits import AGES, GAIN, age, loss_of, make_habits
 from .matches import FOLLOWERS, follow, make_matches
 from .members import BIAS, HABIT, MATCH, NGRAM, RECALL
 from .ngrams import ORDERS, WAYS, count_up, hit, look_up, make_ngrams, slots_for
@@ -164,9 +164,13 @@ def _from_matches(e: Any, lane: int, tokens: Any) -> None:
 
 
 @compiled
-def surprise_class(freq: Any) -> Any:
-    """0 to 4 for a token that was coded with a probability from 1/2 on, 1/8, 1/64, 1/1,024, or less."""
-    return 0 if freq >= 1 << 23 else 1 if freq >= 1 << 21 else 2 if freq >= 1 << 18 else 3 if freq >= 1 << 14 else 4
+def surprise_class(freq: Any, bits: Any) -> Any:
+    """0 to 4 for a token that was coded with a probability from 1/2 on, 1/8, 1/64, 1/1,024, or less.
+
+    The probability is freq / 2^bits.
+    """
+    share = freq >> (bits - 10)  # 1,024 of all
+    return 0 if share >= 512 else 1 if share >= 128 else 2 if share >= 16 else 3 if share >= 1 else 4
 
 
 @compiled
@@ -299,8 +303,8 @@ def adjust(e: Any, n: int, lane: int, at: int, start: int, seen: int, tokens: An
 
 @compiled
 def frequencies(e: Any, n: int, freq: Any, sums: Any) -> None:
-    """After `adjust`: frequencies of all tokens, int32[n], of total 2^24, and their sums by 64."""
-    loss = LOSS if e.members & BIAS else np.float32(0.0)
+    """After `adjust`: frequencies of all tokens, int32[n], and their sums by 64."""
+    loss = loss_of(n) if e.members & BIAS else np.float32(0.0)
     share_out(e.candidates, n, e.habits.bias, loss, freq, sums)
 
 
@@ -316,7 +320,7 @@ def learn(e: Any, lane: int, at: int, token: Any, tokens: Any, freq: Any) -> Non
     if members & MATCH:
         follow(e.matches, lane, at, tokens)
     e.surprise[2 * lane + 1] = (e.surprise[2 * lane] + 1) // 2
-    e.surprise[2 * lane] = surprise_class(freq[token])
+    e.surprise[2 * lane] = surprise_class(np.int64(freq[token]), total_bits(freq.size))
     e.clock[0] += 1
     e.habits.last[token] = e.clock[0]
     e.habits.count[token] += 1

@@ -20,7 +20,7 @@ from nacz.backends.vocabulary import Vocabulary
 from nacz.coder.range_coder import RangeDecoder, encode_intervals
 from nacz.errors import CorruptDataError, InternalError, ModelMismatchError, UsageError
 from nacz.formats.records import SegmentHeader
-from nacz.kernels.cdf import GROUP, find, fix_logits, interval, spread
+from nacz.kernels.cdf import GROUP, find, fix_logits, interval, spread, total_bits
 from nacz.kernels.compile import compiled
 from nacz.predictors.ensemble import Ensemble, adjust, frequencies, learn, make_ensemble, memory
 from nacz.predictors.float_params import ENSEMBLE_VERSION, MAX_FINGERPRINT, MAX_WINDOW, MIN_WINDOW, FloatParams
@@ -89,6 +89,7 @@ class FloatModelCoder:
         p = FloatParams(window, sinks, tokens.size, members, self._sing(), fingerprint)
         row = _Row(p, backend, vocabulary)
         low, width = np.empty(tokens.size, np.uint32), np.empty(tokens.size, np.uint32)
+        bits = total_bits(vocabulary.size)
         done = 0
         for at, token in enumerate(tokens.tolist()):
             row.predict(at)
@@ -96,8 +97,8 @@ class FloatModelCoder:
             row.take(at, token)
             done += len(vocabulary.bytes_of(token))
             if progress is not None:
-                progress(done, int(np.sum(24.0 - np.log2(width[: at + 1])) / 8) if at % 64 == 0 else 0, at + 1)
-        return p.to_bytes(), encode_intervals(low, width)
+                progress(done, int(np.sum(bits - np.log2(width[: at + 1])) / 8) if at % 64 == 0 else 0, at + 1)
+        return p.to_bytes(), encode_intervals(low, width, bits)
 
     def decode(
         self, params: bytes, payload: bytes, plain_size: int, *, threads: int, progress: SegmentProgress | None
@@ -106,7 +107,7 @@ class FloatModelCoder:
         backend, vocabulary = self._loaded()
         self._check(p, backend)
         row = _Row(p, backend, vocabulary)
-        decoder = RangeDecoder(payload)
+        decoder = RangeDecoder(payload, total_bits(vocabulary.size))
         parts: list[bytes] = []
         done = 0
         for at in range(p.tokens):

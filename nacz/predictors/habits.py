@@ -1,7 +1,7 @@
 """What the segment likes whatever the context: a bias for every token, and when a token came last and how often.
 
 The bias is the output layer's, learned token by token: bias -= rate * (p - 1 for the token that came), for all tokens.
-LOSS * frequency is taken from it when frequencies are made, GAIN is given to the token that came.
+`loss_of` times the frequency is taken from it when frequencies are made, GAIN is given to the token that came.
 
 Knows logits, frequencies and tokens. Does not know contexts or weights of evidence.
 """
@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nacz.kernels.cdf import TOTAL_BITS
+from nacz.kernels.cdf import total_bits
 from nacz.kernels.compile import compiled
 
 RATE = 0.16 * 65536.0 / 0.6931471805599453  # per unit of probability, in 2^-16 bits
 GAIN = np.float32(RATE)
-LOSS = np.float32(RATE / (1 << TOTAL_BITS))
 AGES = 11
 
 
@@ -33,6 +32,12 @@ class Habits(NamedTuple):
 def make_habits(vocab: int) -> Habits:
     """Nothing has come yet."""
     return Habits(np.zeros(vocab, np.float32), np.zeros(vocab, np.int64), np.zeros(vocab, np.int32))
+
+
+@compiled
+def loss_of(vocab: int) -> Any:
+    """What a bias loses for each unit of a frequency, float32."""
+    return np.float32(RATE / (1 << total_bits(vocab)))
 
 
 @compiled

@@ -18,6 +18,7 @@ from nacz.coder.range_coder import encode_intervals
 from nacz.errors import CorruptDataError, UnsupportedVersionError, UsageError
 from nacz.formats.varint import decode_varint, encode_varint
 from nacz.kernels.attention import BLOCK
+from nacz.kernels.cdf import total_bits
 from nacz.kernels.dispatch import chosen
 from nacz.kernels.rope import POSITIONS
 from nacz.lanes import Engine, Progress, decode_lanes, encode_lanes, lane_lengths
@@ -25,7 +26,7 @@ from nacz.predictors.ensemble import Ensemble, MakeEnsemble, make_ensemble
 from nacz.predictors.learning import MAX_ROWS, Learning
 from nacz.predictors.members import ALL, parse_members
 from nacz.predictors.networks import cache_bytes, fitted, make_shape, make_weights, states_have_any_norm
-from nacz.predictors.preset import preset
+from nacz.predictors.preset import PRESETS, preset, preset_of
 from nacz.predictors.reach import Near, near_of
 from nacz.predictors.transformer import CONTRACT, Shape
 from nacz.segment_coder import (
@@ -43,7 +44,6 @@ from nacz.weights.store import LoadedModel, load_model
 # Bits of the parameters' version: an ensemble mixes in; the network learns; some heads see less than the window.
 MIXED, LEARNS, NEAR = 1, 2, 4
 LEARNING_VERSION = 1  # of docs/learning.md
-ENSEMBLE_VERSION = 0  # of docs/ensemble.md and its preset
 TRIAL_BLOCKS, TRIAL_ROWS = 4, 2048  # blocks, and at least how many rows, that decide whether a segment learns
 MIN_WINDOW, MAX_WINDOW = 2 * BLOCK, 128 * BLOCK
 MAX_LANES = 256
@@ -81,7 +81,8 @@ EFFORTS = {
 
 class Params(NamedTuple):
     """Parameters of a segment, as recorded: window in positions, number of lanes, number of tokens, bits of the
-    ensemble's members, how the network learns, and which heads see less than the window."""
+    ensemble's members, how the network learns, which heads see less than the window, and the number of the ensemble's
+    preset."""
 
     window: int
     lanes: int
@@ -89,12 +90,13 @@ class Params(NamedTuple):
     members: int = 0
     learning: Learning | None = None
     near: Near | None = None
+    preset: int = 0
 
     def to_bytes(self) -> bytes:
         version = (MIXED if self.members else 0) | (LEARNS if self.learning else 0) | (NEAR if self.near else 0)
         values = [version, self.window // BLOCK, self.lanes, self.tokens]
         if self.members:
-            values += [ENSEMBLE_VERSION, self.members]
+            values += [self.preset, self.members]
         if self.learning:
             values += [LEARNING_VERSION, *self.learning]
         return b"".join(map(encode_varint, values)) + (self.near.to_bytes() if self.near else b"")
@@ -112,14 +114,14 @@ class Params(NamedTuple):
                 values.append(value)
             return values
 
-        version, members, learning, near = take(1)[0], 0, None, None
+        version, members, learning, near, number = take(1)[0], 0, None, None, 0
         if version > MIXED | LEARNS | NEAR:
             raise UnsupportedVersionError(f"language-model parameters of unknown version: {version}")
         blocks, lanes, tokens = take(3)
         if version & MIXED:
-            kind, members = take(2)
-            if kind != ENSEMBLE_VERSION:
-                raise UnsupportedVersionError(f"an ensemble of unknown version: {kind}")
+            number, members = take(2)
+            if number >= PRESETS:
+                raise UnsupportedVersionError(f"an ensemble of unknown version: {number}")
             if not 1 <= members <= ALL:
                 raise UnsupportedVersionError(f"an ensemble with unknown members: {members}")
         if version & LEARNS:
@@ -137,7 +139,7 @@ class Params(NamedTuple):
             raise CorruptDataError("the language-model parameters of a segment are out of range")
         if not 1 <= lanes <= min(tokens, MAX_LANES) or tokens > lanes * POSITIONS:
             raise CorruptDataError(f"a segment of {tokens} tokens cannot have {lanes} lanes")
-        return cls(window, lanes, tokens, members, learning, near)
+        return cls(window, lanes, tokens, members, learning, near, number)
 
 
 def default_lanes(tokens: int, seen: int, lane_tokens: int) -> int:
@@ -210,13 +212,14 @@ class LanguageModelCoder:
             model, shape, tokens, lanes, threads, learning, trial_progress(progress)
         ):
             learning = None
+        number = preset_of(model.tokenizer_hash) if members else 0
         intervals = encode_lanes(
             chosen()[1], shape, make_weights(model), model.vocabulary.bos_id, tokens, lanes, threads,
-            _translated(progress, model, tokens.size, lanes), ensemble=mixed_in(members), learning=learning,
+            _translated(progress, model, tokens.size, lanes), ensemble=mixed_in(members, number), learning=learning,
             engine=_engine(model) if learning is None else None,
         )  # fmt: skip
-        params = Params(window, lanes, int(tokens.size), members, learning, near)
-        return params.to_bytes(), encode_intervals(*intervals)
+        params = Params(window, lanes, int(tokens.size), members, learning, near, number)
+        return params.to_bytes(), encode_intervals(*intervals, total_bits(shape.vocab))
 
     def decode(
         self, params: bytes, payload: bytes, plain_size: int, *, threads: int, progress: SegmentProgress | None
@@ -232,7 +235,7 @@ class LanguageModelCoder:
             raise CorruptDataError("a segment says that more layers learn than there are")
         tokens = decode_lanes(
             chosen()[1], shape, make_weights(model), model.vocabulary.bos_id, np.frombuffer(payload, np.uint8),
-            p.tokens, p.lanes, threads, _translated(progress, model, p.tokens, p.lanes), mixed_in(p.members),
+            p.tokens, p.lanes, threads, _translated(progress, model, p.tokens, p.lanes), mixed_in(p.members, p.preset),
             p.learning, _engine(model) if p.learning is None else None,
         )  # fmt: skip
         return model.vocabulary.decode(tokens)
@@ -261,7 +264,7 @@ def _worth_learning(
         found = encode_lanes(
             chosen()[1], shape, make_weights(model), model.vocabulary.bos_id, some, lanes, threads, report, learning=how
         )
-        return float(np.sum(24.0 - np.log2(found[1])))
+        return float(np.sum(total_bits(shape.vocab) - np.log2(found[1])))
 
     plainly = bits(None)
     return bits(learning) < plainly
@@ -280,11 +283,11 @@ def _engine(model: LoadedModel) -> Engine | None:
     return engine_for(model, device)
 
 
-def mixed_in(members: int) -> MakeEnsemble | None:
-    """What makes the ensemble of a segment; None without members."""
+def mixed_in(members: int, number: int = 0) -> MakeEnsemble | None:
+    """What makes the ensemble of a segment, from the preset of that number; None without members."""
     if not members:
         return None
-    start = preset(ENSEMBLE_VERSION)
+    start = preset(number)
 
     def make(starts: NDArray[np.int64], ahead: int, shape: Shape) -> Ensemble:
         return make_ensemble(members, starts, ahead, shape.dim, shape.vocab, start, states_have_any_norm(shape))

@@ -61,7 +61,7 @@ class Architecture:
             problems.append("head width is not 64 or heads are not grouped evenly")
         if self.dim % 64 or self.ffn % 64 or self.vocab % 64:
             problems.append("dim, ffn and vocab must be multiples of 64")
-        # The head adds vocab frequencies of at least 1 to a total of 2^24; int32 sums of the GEMM hold to K = 66,000.
+        # The head adds vocab frequencies of at least 1 to the total; int32 sums of the GEMM hold to K = 66,000.
         in_range = 0 < self.dim <= 2048 and 0 < self.ffn <= 65536 and 0 < self.vocab <= 1 << 20
         if not (in_range and 0 < self.layers <= 256):
             problems.append("a size is out of range")

@@ -71,7 +71,7 @@ class GeneralArchitecture(Architecture):
             problems.append("dim, ffn, vocab and width must be multiples of 64")
         if not 0 < self.kv_heads <= self.heads <= 256 or self.heads % max(self.kv_heads, 1):
             problems.append("heads are not grouped evenly")
-        # The head adds vocab frequencies of at least 1 to a total of 2^24; int32 sums of the GEMM hold to K = 66,000.
+        # The head adds vocab frequencies of at least 1 to the total; int32 sums of the GEMM hold to K = 66,000.
         in_range = self.dim <= 8192 and self.ffn <= 65536 and self.heads * self.width <= 65536 and self.width <= 512
         if not (in_range and self.vocab <= 1 << 20 and 0 < self.words <= self.vocab and 0 < self.layers <= 256):
             problems.append("a size is out of range")

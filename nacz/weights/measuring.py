@@ -22,6 +22,7 @@ _WINDOW = 2048
 def measure(name: str | None = None, progress: store.Progress | None = None) -> Measured:
     """Measure a model by name (None: the default) or path: without ensemble, one lane, one thread. What an imported one
     makes of it is kept beside it. Raises ModelError."""
+    from nacz.kernels.cdf import total_bits
     from nacz.kernels.dispatch import chosen
     from nacz.lanes import encode_lanes
     from nacz.predictors.networks import make_shape, make_weights
@@ -34,7 +35,7 @@ def measure(name: str | None = None, progress: store.Progress | None = None) -> 
     start = time.process_time()
     _, freq = encode_lanes(chosen()[1], shape, weights, bos, tokens, 1, 1)
     seconds = time.process_time() - start
-    bits = float(np.sum(24.0 - np.log2(freq)))
+    bits = float(np.sum(total_bits(shape.vocab) - np.log2(freq)))
     found = Measured(round(bits / SIZE, 4), round(SIZE / seconds / 1000.0, 3), TEXT, SIZE)
     for brought in library.imported():
         if brought.name == (name or fetch.DEFAULT):
