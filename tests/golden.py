@@ -113,15 +113,15 @@ PINNED_TINY = {
     "ensemble without memory": "8363df222b227c020618fc8618057ac1103e5fe4f3e6ac6e8cd89a9f687dcd79",
     "general": "0f3e87c70d155c24c42d93c45d5393aad0692fb5631b05cf0c58877541c958b6",
     "general, lanes and ensemble": "30501716243f2f6189871ee6de6a6f1b2dd01e6d91feb2af6a0321882a54ba2e",
-    "learning": "5010c27bbb847a24249141e6e32b0e48ce9346ae286b8dcddd51be1a3be324ee",
-    "learning of one layer in lanes": "d359ba55e03997d9b91383561f1c66269101363cfb507d7a431c7e15223d3fcb",
+    "learning": "ee684c01c11efa41e09f36db64eea6b0b7af1261c1537362ff32a87d9e8aa82e",
+    "learning of one layer in lanes": "72a4d25561752f37ccbb0011aa89139c0e2003431901db712ef3a84f0c4a8812",
 }
 PINNED_REAL = {
     "real text": "de75d2830f42147a988707c3ccf520506d7f9a7aad8c830c946b3b30bda6efdc",
     "real text, near heads": "948b26977fcea24d13416918899506a7409bea47f0f85d42283607daf55fe6f3",
     "short real text": "e99c4d34d427591cf553a7320ce2c48f49d3dd4dfc97fff606f00dc1f6b1fb39",
     "real text, ensemble": "63e8a35101855bbc527006eaf794a717c3303c26da05ee9837192206c5db5bfb",
-    "real text, learning": "ff48ef1d6b19052515a5966ce873c8baa966545f4743f6c5800327aaf50ebe5e",
+    "real text, learning": "6e4503ec39f5b774476a91b06c4124563ad1893c63906ca20af83a892a7b580f",
 }
 PINNED_GEMMA = {
     "Gemma, text": "27447fe2dbbac03f328504e0fe57100e3986b527d5993fdedaec6390d1c121ce",

@@ -34,8 +34,8 @@ ERRORS = json.loads((HERE / "errors/expected.json").read_text())
 WANTED = {
     "v1": {
         "empty", "stored", "stored-segments", "language-model", "language-model-lanes", "language-model-segments",
-        "language-model-escapes", "language-model-window", "mixed", "members", "byte-model", "byte-model-1",
-        "byte-model-2", "learning", "learning-ensemble", "general", "general-lanes",
+        "language-model-escapes", "language-model-window", "language-model-near", "mixed", "members", "byte-model",
+        "byte-model-1", "byte-model-2", "learning", "learning-ensemble", "general", "general-lanes",
         *(f"level-{n}" for n in range(4, 10)),
         *(f"ensemble{name}" for name in ("", "-lanes", "-segments", *(f"-{member}" for member in MEMBERS))),
     }
