@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from nacz.arrays import aligned
 from nacz.coder.range_coder import POSITION, decoder_consistent, decoder_init
 from nacz.errors import CorruptDataError
 from nacz.kernels.cdf import GROUP, total_bits
@@ -36,7 +37,6 @@ from nacz.predictors.transformer import (
     Shape,
     Trace,
     Weights,
-    aligned,
     make_trace,
 )  # fmt: skip
 from nacz.row_coding import (

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nacz.arrays import aligned
 from nacz.coder.range_coder import decode_advance, decode_target
 from nacz.kernels.cdf import GROUP, find, fix_logits, interval, spread, total_bits
 from nacz.kernels.compile import compiled
@@ -18,7 +19,7 @@ from nacz.predictors.backward import tell_outcome
 from nacz.predictors.ensemble import adjust, frequencies, learn, recall_rows, remember_row, seen_at
 from nacz.predictors.networks import forward, head
 from nacz.predictors.recall import width
-from nacz.predictors.transformer import Shape, aligned
+from nacz.predictors.transformer import Shape
 
 HEAD_ROWS = 24  # rows per product with the head: 24 x 49,152 logits are 4.7 MB
 

@@ -23,6 +23,7 @@ from nacz.kernels.attention import BLOCK
 from nacz.kernels.cdf import fix_logits, total_bits
 from nacz.kernels.dispatch import chosen
 
+from nacz.arrays import aligned
 from nacz.lanes import lane_lengths, lane_starts
 from nacz.predictors import ensemble, preset
 from nacz.predictors.ensemble import adjust, frequencies, learn, recall_rows, remember_row, seen_at
@@ -39,7 +40,7 @@ from nacz.predictors.networks import (
 )
 from nacz.predictors.reach import near_of
 from nacz.predictors.recall import width
-from nacz.predictors.transformer import Group, Shape, aligned, make_trace
+from nacz.predictors.transformer import Group, Shape, make_trace
 from nacz.row_coding import HEAD_ROWS, Rows, keep_rows, make_rows
 from nacz.weights.store import LoadedModel, load_model
 

@@ -12,7 +12,7 @@ from nacz.kernels.dispatch import KERNELS as KERNELS_BY_NAME
 from nacz.kernels.dispatch import usable
 from numpy.typing import NDArray
 
-from nacz.predictors.transformer import aligned
+from nacz.arrays import aligned
 
 F = np.float32
 

@@ -35,7 +35,7 @@ def sealed(start: bytes, body: bytes) -> bytes:
 
 def hostile(good: bytes) -> dict[str, tuple[bytes, str]]:
     """Name to (archive, name of the error). `good`: one segment of the language model, all of its member."""
-    head = sealed(MAGIC + b"\0", b"\0")
+    head = sealed(MAGIC + b"\1", b"\0")
 
     def start(predictor: int, plain: int, size: int, model: int = 0) -> bytes:
         return b"".join(map(encode_varint, (32 * predictor + model, plain, size))) + bytes(8)
@@ -56,14 +56,14 @@ def hostile(good: bytes) -> dict[str, tuple[bytes, str]]:
         "nothing": (b"", "CorruptDataError"),
         "alien": (b"PK\x03\x04" + bytes(60), "CorruptDataError"),
         "version-7": (MAGIC + b"\x07" + head[5:], "UnsupportedVersionError"),
-        "must-understand": (sealed(MAGIC + b"\0", b"\0\x03\x01x"), "UnsupportedVersionError"),
+        "must-understand": (sealed(MAGIC + b"\1", b"\0\x03\x01x"), "UnsupportedVersionError"),
         "version-7-of-one-segment": (MAGIC + b"\x87" + good[5:], "UnsupportedVersionError"),
         "predictor-99": (head + segment(99, 5, b"hello"), "UnsupportedVersionError"),
         "predictor-99-of-one-segment": (sole(start(99, 5, 5), b"hello"), "UnsupportedVersionError"),
         "truncated": (good[:-1], "CorruptDataError"),
         "flipped": (bytes(flipped), "CorruptDataError"),
         "trailing-garbage": (good + b"\0", "CorruptDataError"),
-        "header-of-2-to-60": (MAGIC + b"\0" + encode_varint(1 << 60), "CorruptDataError"),
+        "header-of-2-to-60": (MAGIC + b"\1" + encode_varint(1 << 60), "CorruptDataError"),
         "one-segment-of-2-to-60": (MAGIC + b"\x81" + encode_varint(1 << 60), "CorruptDataError"),
         "plain-of-2-to-60": (head + segment(0, 1 << 60, b"x"), "CorruptDataError"),
         "payload-of-2-to-28": (head + segment(0, 1 << 28, b"x", promised=1 << 28), "CorruptDataError"),
@@ -72,9 +72,9 @@ def hostile(good: bytes) -> dict[str, tuple[bytes, str]]:
         "bomb-of-one-segment": (sole(start(0, 1 << 28, 1), b"x"), "CorruptDataError"),
         "lanes-of-2-to-32": (sole(body[:at] + params, payload), "CorruptDataError"),
         "model-without-a-name-like-a-path": (
-            sealed(MAGIC + b"\0", b"\x01\x04../x" + bytes(4)), "CorruptDataError",
+            sealed(MAGIC + b"\1", b"\x01\x04../x" + bytes(4)), "CorruptDataError",
         ),
-        "name-outside-of-the-folder": (sealed(MAGIC + b"\0", b"\0\x02\x04../x") + b"E", "CorruptDataError"),
+        "name-outside-of-the-folder": (sealed(MAGIC + b"\1", b"\0\x02\x04../x") + b"E", "CorruptDataError"),
         "end-of-2-to-40-segments": (head + sealed(b"E", b"\x0b" + encode_varint(1 << 40)), "CorruptDataError"),
         "another-model": (sole(body[: at - 4] + bytes(4) + body[at:], payload), "ModelMismatchError"),
     }  # fmt: skip

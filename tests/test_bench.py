@@ -250,12 +250,12 @@ def test_bench_refuses(run: Nacz, arguments: list[str]) -> None:
 
 
 def test_what_is_measured_to_take_a_level_apart() -> None:
-    six = [coder.label for coder in ablation.taken_apart(6)]
+    five = [coder.label for coder in ablation.taken_apart(5)]
     names = list(MEMBERS)
-    assert six == [f"nacz -6 {how} {name}" for how, some in (("without", names), ("without", ["ensemble"]),
+    assert five == [f"nacz -5 {how} {name}" for how, some in (("without", names), ("without", ["ensemble"]),
                                                              ("only", names)) for name in some]  # fmt: skip
     nine = [coder.label for coder in ablation.taken_apart(9)]
-    assert len(nine) == len(six) + 2 and {"nacz -9 without learning", "nacz -9 without either"} <= set(nine)
+    assert len(nine) == len(five) + 2 and {"nacz -9 without learning", "nacz -9 without either"} <= set(nine)
     assert ablation.taken_apart(3) == []
     for coder in ablation.taken_apart(9):
         options = CodecOptions(level=9, **coder.options)
@@ -311,7 +311,7 @@ def test_taking_a_level_apart(
     Path("sample").write_bytes(SAMPLE * 3)
     segment_coder.register_predictor(segment_coder.BYTE_MODEL, segment_coder.StoredCoder)
     segment_coder.register_predictor(segment_coder.LANGUAGE_MODEL, LanguageModelCoder)
-    assert run("bench", "sample", "--levels", "6", "--peers", "none", "--ablate", "--json", "a.json") == 0
+    assert run("bench", "sample", "--levels", "5", "--peers", "none", "--ablate", "--json", "a.json") == 0
     lines = run.out.decode().splitlines()
     assert lines[-1] == ablation.NOTE and "only recall" in lines[-2] and "all of it" in "".join(lines)
     rows = json.loads(Path("a.json").read_text())["rows"]

@@ -212,7 +212,7 @@ def test_damaged_archives(run: Nacz, text: Path, tmp_path: Path) -> None:
         "short": (good[:-3], f"the archive is cut off at byte {len(good) - 3}"),
         "flipped": (bytes(flipped), "segment 1 is damaged (checksum differs)"),
         "trailing": (good + b"\n", f"trailing garbage after the archive, at byte {len(good)}"),
-        "newer": (good[:4] + b"\x07" + good[5:], "the archive has format version 7; this release reads version 0"),
+        "newer": (good[:4] + b"\x07" + good[5:], "the archive has format version 7; this release reads version 1"),
     }
     for name, (data, cause) in cases.items():
         (tmp_path / f"{name}.nacz").write_bytes(data)

@@ -74,7 +74,7 @@ def sole(body: bytes, payload: bytes) -> bytes:
     return with_crc(MAGIC + b"\x81" + encode_varint(len(body)) + body + payload)
 
 
-def header_bytes(body: bytes = b"\0", version: int = 0) -> bytes:
+def header_bytes(body: bytes = b"\0", version: int = 1) -> bytes:
     return sealed(MAGIC + bytes([version]), body)
 
 
@@ -310,7 +310,7 @@ def test_one_byte_more_or_less_is_an_error(archive: bytes) -> None:
 
 @given(st.binary(max_size=200))
 def test_random_bytes_are_no_archive(data: bytes) -> None:
-    for candidate in (data, MAGIC + b"\0" + data, header_bytes() + data):
+    for candidate in (data, MAGIC + b"\1" + data, header_bytes() + data):
         with pytest.raises(CorruptDataError):
             nacz.decompress(candidate)
 
@@ -360,8 +360,8 @@ def segment_body(plain_size: int, payload_size: int, params: bytes = b"", kind: 
 
 
 HOSTILE = {
-    "header of 2^60 bytes": MAGIC + b"\0" + encode_varint(1 << 60),
-    "header just above its limit": MAGIC + b"\0" + encode_varint(records.MAX_HEADER_BODY + 1),
+    "header of 2^60 bytes": MAGIC + b"\1" + encode_varint(1 << 60),
+    "header just above its limit": MAGIC + b"\1" + encode_varint(records.MAX_HEADER_BODY + 1),
     "2^40 models": header_bytes(encode_varint(1 << 40)),
     "17 models": header_bytes(encode_varint(17)),
     "a name of 2^30": header_bytes(b"\x01" + encode_varint(1 << 30)),

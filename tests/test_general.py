@@ -18,12 +18,13 @@ from nacz.kernels.dispatch import chosen
 from numpy.typing import NDArray
 from slow_general import SlowGeneral
 
+from nacz.arrays import aligned
 from nacz.lanes import decode_lanes, encode_lanes
 from nacz.predictors import recall
 from nacz.predictors.language_model import mixed_in
 from nacz.predictors.members import ALL
 from nacz.predictors.networks import forward, head, make_cache, make_scratch, make_shape, make_weights
-from nacz.predictors.transformer import Group, aligned, make_trace
+from nacz.predictors.transformer import Group, make_trace
 from nacz.weights import store
 from nacz.weights.checkpoint import Checkpoint, read_checkpoint
 from nacz.weights.general import GeneralArchitecture

@@ -19,8 +19,8 @@ from nacz.kernels import reference as ref
 from nacz.kernels.compile import compiled
 from numpy.typing import NDArray
 
+from nacz.arrays import aligned
 from nacz.predictors import transformer
-from nacz.predictors.transformer import aligned
 from nacz.weights import store
 
 

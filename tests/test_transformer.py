@@ -11,8 +11,8 @@ import tiny
 from exact_inputs import F, each_kernel, same, sha, whole
 from numpy.typing import NDArray
 
+from nacz.arrays import aligned
 from nacz.predictors import transformer
-from nacz.predictors.transformer import aligned
 from nacz.weights import store
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nacz.arrays import aligned
 from nacz.kernels.cdf import GROUP, fix_logits, interval, spread
 from nacz.kernels.compile import compiled
 from nacz.predictors.candidates import share_out
@@ -19,7 +20,7 @@ from nacz.predictors.members import ALL, BIAS, MEMBERS
 from nacz.predictors.networks import head, states_have_any_norm
 from nacz.predictors.preset import preset
 from nacz.predictors.recall import width
-from nacz.predictors.transformer import Shape, Weights, aligned
+from nacz.predictors.transformer import Shape, Weights
 
 __all__ = ["CHUNK", "Mixture", "Seen", "choices"]
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nacz.arrays import aligned
 from nacz.kernels.attention import BLOCK, TOGETHER
 from nacz.kernels.attention import ROWS as ATTENTION_ROWS
 from nacz.kernels.cdf import LIMIT
@@ -30,7 +31,7 @@ from nacz.kernels.wide_attention import (
     slot_of,
 )
 from nacz.predictors.reach import starts_of
-from nacz.predictors.transformer import LOG2_E, Cache, aligned, keep_key, key_layer
+from nacz.predictors.transformer import LOG2_E, Cache, keep_key, key_layer
 from nacz.weights.exact import ExactModel, factors, ffn_mixing
 from nacz.weights.general import GELU, OUT_BIAS, QK_NORM, QKV_BIAS, SANDWICH, GeneralArchitecture
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nacz.arrays import aligned
 from nacz.kernels.attention import HEAD
 from nacz.kernels.attention_gradient import make_attention_scratch, scratch_floats
 from nacz.kernels.gemm import pack, unpack
@@ -34,7 +35,7 @@ from nacz.predictors.backward import (
     input_rows,
     update_panels,
 )
-from nacz.predictors.transformer import Cache, Shape, Weights, aligned, make_trace
+from nacz.predictors.transformer import Cache, Shape, Weights, make_trace
 from nacz.weights.exact import factors
 
 MAX_ROWS = 1024  # of a block: bounds what a decoder may be asked to allocate

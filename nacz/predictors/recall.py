@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nacz.arrays import aligned
 from nacz.kernels.compile import compiled
 from nacz.kernels.gemm import scaled_product
 from nacz.kernels.ops import bits_of, float_of, imax, imin, isub, round_near, to_float
 from nacz.kernels.rows import int_exp2
-
-from .transformer import aligned
 
 REMEMBERED = 1 << 16  # positions that a query sees
 PANEL = 64

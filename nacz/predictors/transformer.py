@@ -8,13 +8,11 @@ Knows weights as arrays and streams as lanes with a position each. Does not know
 
 from __future__ import annotations
 
-import errno
-import mmap
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from nacz.arrays import aligned
 from nacz.kernels.attention import BLOCK, BYTES, HEAD, TOGETHER, attend, put_key, put_query, put_value
 from nacz.kernels.attention import ROWS as ATTENTION_ROWS
 from nacz.kernels.compile import compiled
@@ -24,7 +22,6 @@ from nacz.kernels.rows import add_rows, gated_rows, normalise_rows, quantise_row
 from nacz.predictors.reach import Near, reaches, starts_of
 from nacz.weights.exact import Architecture, ExactModel, ffn_mixing
 
-LARGE = 1 << 20  # bytes from which an array has pages of its own
 CONTRACT = 0  # version of this arithmetic; archives record it, and any change of a result raises it
 LOG2_E = 1.4426950408889634
 QUERY_UNIT = np.float32(LOG2_E / 8.0 * 16384.0)  # 1/sqrt(64), natural to binary logarithm, 14 fraction bits
@@ -135,32 +132,6 @@ def make_trace(shape: Shape, first: int, rows: int) -> Trace:
     return Trace(
         first, aligned(size, np.float32), aligned(size, np.float32), aligned(end, np.float32), np.zeros(1, np.int64)
     )
-
-
-def aligned(n: int, dtype: Any) -> NDArray[Any]:
-    """Zeros whose first byte lies on a 64-byte boundary. Raises MemoryError.
-
-    Large ones are pages of their own, which take memory when they are first written to and give it back when they are
-    freed. From the heap, where what was freed is used again and has to be cleared, an encoder that learned took half a
-    gigabyte more (docs/experiments.md).
-    """
-    size = n * np.dtype(dtype).itemsize
-    raw = _pages(size) if size >= LARGE and hasattr(mmap, "MAP_PRIVATE") else np.zeros(size + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + size].view(dtype)
-
-
-def _pages(size: int) -> NDArray[np.uint8]:
-    try:
-        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            pages.madvise(mmap.MADV_HUGEPAGE)
-    except OSError as error:
-        if error.errno == errno.ENOMEM:
-            raise MemoryError(f"no memory for {size} bytes") from None
-        if error.errno != errno.EINVAL:  # of a system that has no huge pages
-            raise
-    return np.frombuffer(pages, np.uint8)
 
 
 def make_shape(arch: Architecture, window: int, near: Near | None = None) -> Shape:
