@@ -18,7 +18,7 @@ FIRST_LEVEL_THAT_LEARNS = 6
 
 TEXT = "peps-2026.first300000.txt:0:50000"
 TEXT_IN_WORDS = "50,000 bytes of English that the model has not seen"
-MACHINE = "2 cores of an Intel Xeon, 2026-11-27, commit unknown"
+MACHINE = "2 cores of an Intel Xeon, 2026-11-27, commit 44fd64a"
 
 
 class Level(NamedTuple):
