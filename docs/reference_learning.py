@@ -168,7 +168,7 @@ def back_from_token(head: Matrix, frequencies: np.ndarray, token: int, row: int)
     """The gradient [dim] in a last normalised row, from the frequencies that a token was coded with. row: its number in
     the block."""
     weights, steps = head
-    p = frequencies.astype(F) * F(2.0**-24)
+    p = frequencies.astype(F) * F(1.0 / frequencies.sum())  # of a total of 2^24 or 2^28
     p[token] -= F(1)
     d_logits = p * steps
     top = np.abs(d_logits).max()

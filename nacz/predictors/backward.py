@@ -14,6 +14,7 @@ import numpy as np
 
 from nacz.kernels.attention import HEAD
 from nacz.kernels.attention_gradient import attention_gradient
+from nacz.kernels.cdf import total_bits
 from nacz.kernels.compile import compiled
 from nacz.kernels.gemm import scaled_product
 from nacz.kernels.gradients import (
@@ -34,7 +35,8 @@ from nacz.kernels.ops import to_float
 from nacz.kernels.rope import angles
 from nacz.kernels.rows import add_rows, gated_rows, largest, mix_rows, normalise_rows, quantise_rows, rotate_rows
 
-SHARE = np.float32(2.0**-24)  # one of a distribution's total
+# One of a distribution's total, where that has 24 bits, and 28.
+SHARE, WIDE_SHARE = np.float32(2.0**-24), np.float32(2.0**-28)
 DECAY, KEEP = np.float32(0.9), np.float32(0.99)  # Adam's beta 1 and beta 2
 
 
@@ -114,16 +116,17 @@ class Work(NamedTuple):
 def tell_outcome(o: Any, lane: int, step: int, symbol: Any, freq: Any, work: Any, places: Any, values: Any) -> None:
     """Keep the gradient in the last normalised row from the distribution that a token was coded with.
 
-    o: Outcomes; freq: int32[vocab], of a total of 2^24; symbol: what came. work float32[vocab], places, values
-    int32[vocab]: work space. Nothing is done where nothing learns.
+    o: Outcomes; freq: int32[vocab], of a total of 2^total_bits(vocab); symbol: what came. work float32[vocab], places,
+    values int32[vocab]: work space. Nothing is done where nothing learns.
     """
     if o.steps == 0:
         return
     v, d = o.step.size, o.gradient.size // (o.total.shape[0] * o.steps)
+    share = SHARE if total_bits(v) == 24 else WIDE_SHARE
     # A token's step holds the change to binary logarithms: a constant factor, which Adam does not see.
     for i in range(v):
-        work[i] = (to_float(freq[i]) * SHARE) * o.step[i]
-    work[symbol] = (to_float(freq[symbol]) * SHARE - np.float32(1.0)) * o.step[symbol]
+        work[i] = (to_float(freq[i]) * share) * o.step[i]
+    work[symbol] = (to_float(freq[symbol]) * share - np.float32(1.0)) * o.step[symbol]
     top, row = largest(work, 0, v), lane * o.steps + step % o.steps
     count = scattered_bytes(row, v, work, top, o.total[lane], places, values)
     unit, gradient = top * np.float32(1.0 / 126.0), o.gradient[row * d : (row + 1) * d]
