@@ -561,6 +561,19 @@ NEAR_HEADS = [
 Seen = tuple[np.ndarray, np.float32, np.ndarray, np.float32]
 
 
+def weigh_block(q: np.ndarray, q_step: np.float32, seen: list[Seen]) -> tuple[np.ndarray, float]:
+    """What a query takes from the positions of one block: the sum of their values, weighed, and of the weights."""
+    keys, key_steps, values, value_steps = (np.array(column) for column in zip(*seen, strict=True))
+    scores = ((keys @ q).astype(F) * key_steps) * q_step
+    scores = np.trunc(np.clip(scores, F(-(2.0**23)), F(2.0**23))).astype(np.int64)
+    whole = (int(scores.max()) + 16383) >> 14
+    e = integer_exp2((whole << 14) - scores, 14)
+    weights = e.astype(F) * value_steps
+    exponent = max(16, int(floor_log2(weights).max()))
+    p = np.minimum(np.trunc(weights * two_to(134 - exponent) + F(0.5)), 255).astype(np.int64)
+    return (p @ values) * 2.0 ** (whole + exponent - 134), float(e.sum()) * 2.0**whole
+
+
 class Lane:
     """One stream of tokens through the model. Remembers all keys and values and looks at those in reach.
 
@@ -623,17 +636,9 @@ class Lane:
             # The first block is seen from no further away than the window is long.
             position = min(self.position, self.window) if block == 0 else self.position
             q, q_step = self.small(self.turned(query, position))
-            part = seen[block * 128 : (block + 1) * 128]
-            keys, key_steps, values, value_steps = (np.array(column) for column in zip(*part, strict=True))
-            scores = ((keys @ q).astype(F) * key_steps) * (q_step * QUERY_UNIT)
-            scores = np.trunc(np.clip(scores, F(-(2.0**23)), F(2.0**23))).astype(np.int64)
-            whole = (int(scores.max()) + 16383) >> 14
-            e = integer_exp2((whole << 14) - scores, 14)
-            weights = e.astype(F) * value_steps
-            exponent = max(16, int(floor_log2(weights).max()))
-            p = np.minimum(np.trunc(weights * two_to(134 - exponent) + F(0.5)), 255).astype(np.int64)
-            result += (p @ values) * 2.0 ** (whole + exponent - 134)
-            total += float(e.sum()) * 2.0**whole
+            some, weight = weigh_block(q, q_step * QUERY_UNIT, seen[block * 128 : (block + 1) * 128])
+            result += some
+            total += weight
         return (result * (1.0 / total)).astype(F)
 
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from reference_decoder import (
     F,
+    Lane,
     exp2_minus,
     floor_log2,
     gate,
-    integer_exp2,
     mix,
     mix_over,
     normalise,
@@ -21,6 +21,7 @@ from reference_decoder import (
     quantise,
     round_even,
     two_to,
+    weigh_block,
 )
 
 if TYPE_CHECKING:
@@ -112,16 +113,11 @@ class GeneralLane:
             return np.zeros_like(y)
         return (y * self.part(name, layer)) * F(1.0 / root(y, len(y), self.model.eps))
 
-    def rounded(self, x: np.ndarray) -> Small:
-        """Integers of -127 to 127 and their step."""
-        top = np.abs(x).max()
-        return round_even(x * (F(127) / max(top, TINY))), top / F(127)
-
     def turned(self, x: np.ndarray, table: np.ndarray, position: int) -> Small:
         (c, s), (d, t) = table[0, position % 1024], table[1, position // 1024]
         cos, sin = c * d - s * t, s * d + c * t
         a, b = np.split(x, 2)
-        return self.rounded(mix_over(np.concatenate([a * cos - b * sin, b * cos + a * sin]), self.two, 1))
+        return Lane.small(mix_over(np.concatenate([a * cos - b * sin, b * cos + a * sin]), self.two, 1))
 
     def normed(self, name: str, layer: int, x: np.ndarray) -> tuple[np.ndarray, float]:
         """A query or key times its gains, and the root that its step is divided by."""
@@ -138,7 +134,7 @@ class GeneralLane:
             key, divisor = self.normed("key_gain", layer, heads[m.heads + kv])
             k, k_step = self.turned(key, table, self.position)
             past = self.seen.setdefault((layer, kv), [])
-            value = self.rounded(heads[m.heads + m.kv_heads + kv])
+            value = Lane.small(heads[m.heads + m.kv_heads + kv])
             past.append((k, F(np.float64(k_step) / divisor), *value))
             for head in range(kv * group, (kv + 1) * group):
                 query, divisor = self.normed("query_gain", layer, heads[head])
@@ -161,15 +157,7 @@ class GeneralLane:
         result, total = np.zeros(self.width), 0.0
         for block in blocks:
             some = past[max(first if local else 0, block * 128) : (block + 1) * 128]
-            keys, key_steps, values, value_steps = (np.array(column) for column in zip(*some, strict=True))
-            q, q_step = far if block == 0 and not local else near
-            scores = ((keys @ q).astype(F) * key_steps) * q_step
-            scores = np.trunc(np.clip(scores, F(-(2.0**23)), F(2.0**23))).astype(np.int64)
-            whole = (int(scores.max()) + 16383) >> 14
-            e = integer_exp2((whole << 14) - scores, 14)
-            weights = e.astype(F) * value_steps
-            exponent = max(16, int(floor_log2(weights).max()))
-            p = np.minimum(np.trunc(weights * two_to(134 - exponent) + F(0.5)), 255).astype(np.int64)
-            result += (p @ values) * 2.0 ** (whole + exponent - 134)
-            total += float(e.sum()) * 2.0**whole
+            taken, weight = weigh_block(*(far if block == 0 and not local else near), some)
+            result += taken
+            total += weight
         return (result * (1.0 / total)).astype(F)

@@ -5,6 +5,7 @@ Knows the operating system's pages. Does not know what arrays are for.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 from typing import Any
@@ -31,11 +32,11 @@ def aligned(n: int, dtype: Any) -> NDArray[Any]:
 def _pages(size: int) -> NDArray[np.uint8]:
     try:
         pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            pages.madvise(mmap.MADV_HUGEPAGE)
     except OSError as error:
-        if error.errno == errno.ENOMEM:
-            raise MemoryError(f"no memory for {size} bytes") from None
-        if error.errno != errno.EINVAL:  # of a system that has no huge pages
+        if error.errno != errno.ENOMEM:
             raise
+        raise MemoryError(f"no memory for {size} bytes") from None
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a wish only; not every system has huge pages
+            pages.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(pages, np.uint8)
