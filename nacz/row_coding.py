@@ -16,6 +16,7 @@ from nacz.coder.range_coder import decode_advance, decode_target
 from nacz.kernels.cdf import GROUP, find, fix_logits, interval, spread, total_bits
 from nacz.kernels.compile import compiled
 from nacz.predictors.backward import tell_outcome
+from nacz.predictors.drafts import draft, judge
 from nacz.predictors.ensemble import adjust, frequencies, learn, recall_rows, remember_row, seen_at
 from nacz.predictors.networks import forward, head
 from nacz.predictors.recall import width
@@ -174,57 +175,75 @@ def take(
 
 
 @compiled
-def logits_and_memories(
-    kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens: Any, groups: Any, trace: Any, bench: Any, e: Any,
-    known: int, fixed: Any, cosines: Any, hidden: Any, at: int,
-) -> None:  # fmt: skip
-    """Fixed-point logits of the token after each of `tokens`, and its likeness to the `known` keys remembered.
-
-    fixed int32[rows, vocab]; cosines float32, flat [rows, width]; hidden: Rows, keys from row `at` on. Of the
-    ensemble it reads the `known` keys and changes nothing, so lanes may be worked on by several threads, and while
-    `take_mixed` is at work on others: what that remembers is not known yet, and its ring is long enough not to reach
-    the known.
-    """
-    forward(kern, shape, w, cache, s, tokens, groups, trace)
-    logits_of_rows(kern, shape, w, s, tokens.size, bench, e, known, fixed, cosines, hidden, at)
-
-
-@compiled
-def logits_of_rows(
-    kern: Any, shape: Any, w: Any, s: Any, m: int, bench: Any, e: Any, known: int, fixed: Any, cosines: Any,
-    hidden: Any, at: int,
-) -> None:  # fmt: skip
-    """The same after someone else has left m rows in s."""
+def logits_ahead(
+    kern: Any, shape: Any, w: Any, s: Any, m: int, bench: Any, place: Any, fixed: Any, ahead: Any
+) -> None:
+    """Fixed-point logits of the m rows that `forward` or someone else left in s: row r to fixed[place[r]] (int32[rows,
+    vocab]), its key to the same row of `ahead` (Rows)."""
     done, v, d = 0, shape.vocab, shape.dim
     while done < m:
         n = min(HEAD_ROWS, m - done)
         head(kern, shape, w, s, done, n, bench.logits)
         for r in range(n):
-            fix_logits(v, bench.logits, r * v, fixed[done + r])
+            fix_logits(v, bench.logits, r * v, fixed[place[done + r]])
         done += n
-    recall_rows(kern, e, known, 0, m, s, cosines)
-    for i in range(m * d):
-        hidden.key[at * d + i] = s.key[i]
     for r in range(m):
-        hidden.key_zero[at + r] = s.key_zero[r]
-        hidden.key_step[at + r] = s.key_step[r]
+        _copy_key(d, s, r, ahead, place[r])
+
+
+@compiled
+def forward_ahead(
+    kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens: Any, groups: Any, trace: Any, bench: Any, place: Any,
+    fixed: Any, ahead: Any,
+) -> None:  # fmt: skip
+    """`logits_ahead` of the rows of `tokens`."""
+    forward(kern, shape, w, cache, s, tokens, groups, trace)
+    logits_ahead(kern, shape, w, s, tokens.size, bench, place, fixed, ahead)
+
+
+@compiled
+def _copy_key(d: int, rows: Any, at: int, to: Any, place: int) -> None:
+    for i in range(d):
+        to.key[place * d + i] = rows.key[at * d + i]
+    to.key_zero[place] = rows.key_zero[at]
+    to.key_step[place] = rows.key_step[at]
+
+
+@compiled
+def memories(
+    kern: Any, shape: Any, e: Any, known: int, ahead: Any, place: Any, first: int, last: int, hidden: Any, cosines: Any
+) -> None:
+    """Likeness of the rows at hand of lanes `first` to last - 1, which are rows place[lane] of `ahead`, to the `known`
+    keys remembered: float32, flat [lanes, width]. Their keys go to the lanes' rows of `hidden`.
+
+    Of the ensemble it reads the `known` keys and changes nothing, so lanes may be worked on by several threads, and
+    while `take_mixed` is at work on others: what that remembers is not known yet, and its ring is long enough not to
+    reach the known.
+    """
+    for lane in range(first, last):
+        _copy_key(shape.dim, ahead, place[lane], hidden, lane)
+    recall_rows(kern, e, known, first, last - first, hidden, cosines)
 
 
 @compiled
 def take_mixed(
     state: Any, stream: Any, shape: Any, e: Any, step: int, first: int, n: int, starts: Any, fixed: Any, cosines: Any,
-    where: Any, hidden: Any, bench: Any, outcomes: Any, tokens: Any, current: Any,
+    where: Any, hidden: Any, bench: Any, outcomes: Any, tokens: Any, current: Any, drafts: Any, place: Any, rows: Any,
 ) -> None:  # fmt: skip
     """Decode the tokens of one step of lanes `first` to n - 1 with the ensemble: into `tokens` (lane after lane) and
-    current int32[lanes]. fixed int32[lanes, vocab] as `logits_and_memories` left it; a lane's cosines are from
-    where[lane] on, its hidden state is row `lane`."""
+    current int32[lanes].
+
+    A lane's logits are row place[lane] of `fixed` and the first of rows[lane] that are ready (int64[lanes] each), its
+    cosines are from where[lane] on, its hidden state is row `lane`. Where the token is the one that the next row was
+    made for, that becomes the row at hand; where not, nothing is ready, and new guesses are made.
+    """
     v, lanes, bits = shape.vocab, starts.size - 1, total_bits(shape.vocab)
     seen = seen_at(step, lanes)
     columns = width(e.recall, seen)
     for lane in range(first, n):
         at = starts[lane] + step
         some = cosines[where[lane] : where[lane] + columns]
-        adjust(e, v, lane, at, starts[lane], seen, tokens, some, fixed[lane])
+        adjust(e, v, lane, at, starts[lane], seen, tokens, some, fixed[place[lane]])
         frequencies(e, v, bench.freq, bench.sums)
         symbol, low, f = find(bench.freq, bench.sums, np.int64(decode_target(state, stream, bits)))
         decode_advance(state, stream, low, f, bits)
@@ -232,5 +251,10 @@ def take_mixed(
         current[lane] = symbol
         learn(e, lane, at, symbol, tokens, bench.freq)
         tell_outcome(outcomes, lane, step, symbol, bench.freq, bench.work, bench.fixed, bench.value)
+        right = judge(drafts, place[lane], symbol)
+        rows[lane] = rows[lane] - 1 if right else 0
+        place[lane] += 1
     for lane in range(first, n):
         remember_row(e, step * lanes + lane, hidden, lane, current[lane])
+        if rows[lane] == 0:
+            draft(drafts, e, lane, starts[lane] + step + 1, starts[lane], starts[lane + 1], tokens)

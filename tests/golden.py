@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import tiny
 
-from nacz import lanes
+from nacz import lane_encoding
 from nacz.predictors import language_model
 from nacz.segment_coder import CodecOptions
 
@@ -141,7 +141,7 @@ def run(names: list[str] | None = None, *, model: str = TINY, threads: int = 1, 
     """{case: hash} of this process, of the set for a model. Raises AssertionError when something does not decode."""
     original, found = language_model.encode_lanes, {}
     if rows:
-        language_model.encode_lanes = functools.partial(lanes.encode_lanes, rows=rows)
+        language_model.encode_lanes = functools.partial(lane_encoding.encode_lanes, rows=rows)
     try:
         with tempfile.TemporaryDirectory() as folder:
             for name, case in SETS[model]().items():

@@ -24,8 +24,10 @@ from nacz.coder.range_coder import encode_intervals
 from nacz.formats.varint import encode_varint
 from nacz.kernels.dispatch import KERNELS, usable
 
-from nacz import lanes
+from nacz import lane_encoding
 from nacz.errors import CorruptDataError, UnsupportedVersionError, UsageError
+from nacz.lane_decoding import decode_lanes
+from nacz.lane_encoding import encode_lanes
 from nacz.predictors import ensemble, language_model, recall
 from nacz.predictors.language_model import LanguageModelCoder, Params, mixed_in
 from nacz.predictors.members import ALL, MEMBERS, parse_members
@@ -81,7 +83,7 @@ def some_tokens(n: int) -> Any:
 
 def stream_of(loaded: store.LoadedModel, tokens: Any, n_lanes: int, kern: str = "plain", **how: Any) -> bytes:
     shape, weights = make_shape(loaded.architecture, WINDOW), make_weights(loaded)
-    found = lanes.encode_lanes(
+    found = encode_lanes(
         KERNELS[kern], shape, weights, 0, tokens, n_lanes, **{"threads": 1, "ensemble": mixed_in(ALL), **how}
     )
     return encode_intervals(*found)
@@ -101,12 +103,12 @@ def test_blocks_chunks_threads_and_kernels_change_nothing(
     shape, weights = make_shape(loaded.architecture, WINDOW), make_weights(loaded)
     data = np.frombuffer(expected, np.uint8)
     for kern, threads in ((usable()[0], 1), ("plain", 2), (usable()[0], 4)):
-        found = lanes.decode_lanes(
+        found = decode_lanes(
             KERNELS[kern], shape, weights, 0, data, tokens.size, 3, threads, ensemble=mixed_in(ALL)
         )
         assert np.array_equal(found, tokens)
     for chunk in (1, 100, 10**6):
-        monkeypatch.setattr(lanes, "CHUNK", chunk)
+        monkeypatch.setattr(lane_encoding, "CHUNK", chunk)
         assert stream_of(loaded, tokens, 3, threads=2) == expected, f"chunks of {chunk} rows"
 
 

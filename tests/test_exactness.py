@@ -37,6 +37,7 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from nacz import row_coding
 from nacz.predictors import transformer
 from nacz.weights import store
 from nacz.weights.exact import ExactModel
@@ -77,7 +78,8 @@ def source_violations(source: str, name: str = "") -> list[str]:
 
 
 PATH = [*Path(compiling.__file__).parent.glob("*.py"), *Path(transformer.__file__).parent.glob("*.py")]
-PATH += [Path(golden.lanes.__file__), *Path(str(sys.modules["nacz.coder"].__path__[0])).glob("*.py")]
+PATH += Path(str(sys.modules["nacz.coder"].__path__[0])).glob("*.py")
+PATH += [Path(row_coding.__file__).with_name(f"{name}.py") for name in ("row_coding", "lane_encoding", "lane_decoding")]
 # Numpy definitions for tests, and an engine of its own that is held to the kernels' bits elsewhere.
 PATH = [path for path in PATH if path.name not in ("reference.py", "torch_backend.py")]
 

@@ -42,7 +42,7 @@ def model() -> store.LoadedModel:
 def test_costs_are_those_of_the_coder(model: store.LoadedModel) -> None:
     from nacz.kernels.dispatch import chosen
 
-    from nacz.lanes import encode_lanes
+    from nacz.lane_encoding import encode_lanes
     from nacz.predictors.transformer import make_shape, make_weights
 
     found = explain(TEXT, model, window=256)

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from slow_general import SlowGeneral
 
 from nacz.arrays import aligned
-from nacz.lanes import decode_lanes, encode_lanes
+from nacz.lane_decoding import decode_lanes
+from nacz.lane_encoding import encode_lanes
 from nacz.predictors import recall
 from nacz.predictors.language_model import mixed_in
 from nacz.predictors.members import ALL

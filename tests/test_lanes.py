@@ -16,7 +16,9 @@ from nacz.kernels.dispatch import KERNELS, usable
 from nacz.kernels.rope import POSITIONS
 
 from nacz.errors import CorruptDataError, UnsupportedVersionError, UsageError
-from nacz.lanes import decode_lanes, encode_lanes, lane_lengths
+from nacz.lane_decoding import decode_lanes
+from nacz.lane_encoding import encode_lanes
+from nacz.lanes import lane_lengths
 from nacz.predictors.language_model import LanguageModelCoder, Params, default_lanes
 from nacz.predictors.transformer import fitted, make_shape, make_weights
 from nacz.segment_coder import CodecOptions

@@ -15,7 +15,8 @@ from nacz.kernels.dispatch import KERNELS, usable
 from nacz.kernels.rows import mix_rows
 
 from nacz.errors import CorruptDataError, UnsupportedVersionError
-from nacz.lanes import decode_lanes, encode_lanes
+from nacz.lane_decoding import decode_lanes
+from nacz.lane_encoding import encode_lanes
 from nacz.predictors.language_model import LanguageModelCoder, Params
 from nacz.predictors.learning import NATIVE, Learner, Learning, mixing_of
 from nacz.predictors.transformer import (

@@ -15,7 +15,8 @@ from nacz.coder.range_coder import encode_intervals
 from nacz.kernels.dispatch import KERNELS, usable
 
 from nacz.errors import CorruptDataError, UnsupportedVersionError
-from nacz.lanes import decode_lanes, encode_lanes
+from nacz.lane_decoding import decode_lanes
+from nacz.lane_encoding import encode_lanes
 from nacz.predictors.language_model import LanguageModelCoder, Params
 from nacz.predictors.networks import cache_bytes, fitted, make_shape, make_weights
 from nacz.predictors.reach import EXPLICIT, TABLES, Near, near_of, reaches

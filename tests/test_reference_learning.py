@@ -13,7 +13,7 @@ from nacz.coder.range_coder import encode_intervals
 from nacz.kernels.dispatch import KERNELS, usable
 from nacz.kernels.gemm import unpack
 
-from nacz.lanes import encode_lanes
+from nacz.lane_encoding import encode_lanes
 from nacz.predictors.language_model import LanguageModelCoder, Params
 from nacz.predictors.learning import MATRICES, Learner, Learning
 from nacz.predictors.reach import EXPLICIT, Near

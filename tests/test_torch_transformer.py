@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 import nacz
 from nacz import CodecOptions, segment_coder
 from nacz.errors import UsageError
-from nacz.lanes import _Worker, encode_lanes
+from nacz.lane_encoding import encode_lanes
+from nacz.lanes import Worker
 from nacz.predictors.language_model import LanguageModelCoder
 from nacz.predictors.reach import Near
 from nacz.predictors.transformer import make_shape, make_trace, make_weights
@@ -53,7 +54,7 @@ def test_rows_do_not_depend_on_engine_or_grouping(model: Any, near: Near | None,
     def of_lane(part: tuple[NDArray[Any], ...], i: int, lane: int) -> NDArray[Any]:
         return np.split(part[i], 2)[lane]
 
-    worker = _Worker(chosen()[1], shape, make_weights(model), make_trace(shape, shape.layers, 0), 128)
+    worker = Worker(chosen()[1], shape, make_weights(model), make_trace(shape, shape.layers, 0), 128)
     for lane in range(2):
         own, found = worker.make_cache(1), []
         for at in range(0, size, 128):

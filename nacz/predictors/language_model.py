@@ -21,7 +21,9 @@ from nacz.kernels.attention import BLOCK
 from nacz.kernels.cdf import total_bits
 from nacz.kernels.dispatch import chosen
 from nacz.kernels.rope import POSITIONS
-from nacz.lanes import Engine, Progress, decode_lanes, encode_lanes, lane_lengths
+from nacz.lane_decoding import decode_lanes
+from nacz.lane_encoding import encode_lanes
+from nacz.lanes import Engine, Progress, lane_lengths
 from nacz.predictors.ensemble import Ensemble, MakeEnsemble, make_ensemble
 from nacz.predictors.learning import MAX_ROWS, Learning
 from nacz.predictors.members import ALL, parse_members

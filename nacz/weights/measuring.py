@@ -24,7 +24,7 @@ def measure(name: str | None = None, progress: store.Progress | None = None) -> 
     makes of it is kept beside it. Raises ModelError."""
     from nacz.kernels.cdf import total_bits
     from nacz.kernels.dispatch import chosen
-    from nacz.lanes import encode_lanes
+    from nacz.lane_encoding import encode_lanes
     from nacz.predictors.networks import make_shape, make_weights
 
     model = store.load_model(name, progress=progress)

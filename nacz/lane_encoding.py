@@ -1,0 +1,194 @@
+"""Running the lanes of a segment for an encoder, which knows all tokens: intervals for the coder.
+
+An encoder forwards chunks of steps and then codes them; where the network learns, a chunk is what it learns from at a
+time, and the next one is forwarded with other weights.
+
+Knows tokens, lanes and workers. Does not know text, parameters on disk, or the container.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nacz.arrays import aligned
+from nacz.kernels.cdf import total_bits
+from nacz.lanes import POLL, Engine, Progress, Worker, lane_lengths, lane_starts
+from nacz.predictors.backward import no_outcomes
+from nacz.predictors.ensemble import MakeEnsemble
+from nacz.predictors.learning import Learner, Learning
+from nacz.predictors.networks import fitted
+from nacz.predictors.transformer import Shape, Weights, make_trace
+from nacz.row_coding import HEAD_ROWS, keep_rows, make_bench, make_rows, mixed_intervals
+
+ROWS = 128  # rows per block when encoding; any value gives the same bits
+CHUNK = 2048  # rows, of all lanes together, that are forwarded before they are coded; any value gives the same bits
+
+
+
+class _Encoding:
+    """A segment on its way to intervals: forwards chunks of steps lane by lane, codes them row by row.
+
+    Without an ensemble lanes do not meet: each is one chunk, and is coded as it is forwarded.
+    """
+
+    def __init__(
+        self, kern: Any, shape: Shape, weights: Weights, bos: int, tokens: NDArray[np.int32], lanes: int, rows: int,
+        ensemble: MakeEnsemble | None, learner: Learner | None, engine: Engine | None,
+    ) -> None:  # fmt: skip
+        self.kern, self.shape, self.learner, self.engine = kern, shape, learner, engine
+        self.weights = learner.weights if learner else weights
+        self.trace = learner.trace if learner else make_trace(shape, shape.layers, 0)
+        self.outcomes = learner.outcomes if learner else no_outcomes()
+        self.tokens, self.lanes, self.rows = tokens, lanes, rows
+        self.starts = lane_starts(tokens.size, lanes)
+        self.lengths = np.diff(self.starts)
+        self.inputs = np.empty_like(tokens)
+        self.inputs[1:] = tokens[:-1]
+        self.inputs[self.starts[:-1]] = bos
+        longest = int(self.lengths[0])
+        # Token t of a lane is number t * lanes + lane in coding order: only the last step can be short, and it lacks
+        # the last lanes.
+        self.low, self.freq = np.empty(tokens.size, np.int64), np.empty(tokens.size, np.int64)
+        self.done = np.zeros(lanes, np.int64)
+        self.idle: SimpleQueue[Worker] = SimpleQueue()
+        self.caches: list[Any] = [None] * lanes
+        self.steps, self.ensemble = longest, None
+        if learner is not None:
+            self.steps = learner.steps
+        elif ensemble is not None:
+            self.steps = max(1, min(CHUNK // lanes, longest))
+        if ensemble is not None:
+            self.ensemble = ensemble(self.starts, self.steps * lanes, shape)
+            # One chunk is forwarded while the other is coded.
+            self.hidden = [make_rows(shape, self.steps * lanes) for _ in range(2)]
+            self.bench = make_bench(shape, HEAD_ROWS)
+            self.cosines = aligned(HEAD_ROWS * self.ensemble.recall.columns, np.float32)
+        self.chunks = -(-longest // self.steps)
+
+    def forward_chunk(self, chunk: int, lane: int, stop: list[bool]) -> None:
+        """Forward the tokens of one lane in a chunk; without an ensemble, code them too."""
+        worker = (
+            self.idle.get()
+            if not self.idle.empty()
+            else Worker(self.kern, self.shape, self.weights, self.trace, self.rows, self.engine)
+        )
+        cache = self.caches[lane] or worker.make_cache(1)
+        end = min((chunk + 1) * self.steps, int(self.lengths[lane]))
+        for first in range(chunk * self.steps, end, self.rows):
+            if stop[0]:
+                return
+            m = min(self.rows, end - first)
+            at = int(self.starts[lane]) + first
+            worker.forward(cache, self.inputs[at : at + m], first, lane * self.steps + first - chunk * self.steps)
+            place = first * self.lanes + lane
+            if self.ensemble is None:
+                low, freq = worker.intervals(lane, first, self.tokens[at : at + m], self.outcomes)
+                some = slice(place, place + (m - 1) * self.lanes + 1, self.lanes)
+                self.low[some], self.freq[some] = low, freq
+                self.done[lane] += m
+            else:
+                place -= chunk * self.steps * self.lanes
+                some = slice(place, place + (m - 1) * self.lanes + 1, self.lanes)
+                keep_rows(worker.scratch, m, self.hidden[chunk % 2], some)
+        # Lanes that are done need no cache, but a chunk that is learned from does.
+        self.caches[lane] = cache if end < self.lengths[lane] or self.learner else None
+        self.idle.put(worker)
+
+    def learn_chunk(self, chunk: int) -> None:
+        """Learn from a chunk that was coded, if another chunk follows. The last step alone can lack lanes, so every
+        lane has all steps of such a chunk."""
+        if self.learner is not None and chunk + 1 < self.chunks:
+            caches = [(cache, 0) for cache in self.caches if cache is not None]
+            self.learner.learn(caches, chunk * self.steps)
+
+    def code_chunk(self, chunk: int) -> None:
+        """Code the tokens of a chunk that was forwarded, in coding order; the ensemble learns from them."""
+        if self.ensemble is None:
+            return
+        first = chunk * self.steps * self.lanes
+        m = min(self.steps * self.lanes, self.tokens.size - first)
+        mixed_intervals(
+            self.kern, self.shape, self.weights, self.ensemble, self.hidden[chunk % 2], first, m, self.lanes,
+            self.starts, self.tokens, self.bench, self.cosines, self.outcomes, self.low, self.freq,
+        )  # fmt: skip
+        self.done[:] = np.minimum(self.lengths, (chunk + 1) * self.steps)
+
+    def report(self, progress: Progress | None) -> None:
+        """Tell how far it is. The bytes are for the eyes only: the coder itself has not run yet."""
+        if progress is not None:
+            done = self.done.copy()
+            known = np.concatenate([self.freq[lane :: self.lanes][:n] for lane, n in enumerate(done)])
+            progress(done, self.tokens, int(np.sum(total_bits(self.shape.vocab) - np.log2(known)) / 8))
+
+
+def encode_lanes(
+    kern: Any,
+    shape: Shape,
+    weights: Weights,
+    bos: int,
+    tokens: NDArray[np.int32],
+    lanes: int,
+    threads: int,
+    progress: Progress | None = None,
+    rows: int = ROWS,
+    ensemble: MakeEnsemble | None = None,
+    learning: Learning | None = None,
+    engine: Engine | None = None,
+) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """(cumulative, frequency) of every token in coding order, uint32[tokens] each, of a total of 2^total_bits(vocab).
+
+    tokens: int32[n], n >= lanes >= 1. ensemble: makes the predictors that mix in, None for the language model alone.
+    learning: how the network learns, None for weights that stay. engine: who runs the transformer if it is not
+    compiled code; none that learns.
+    The result does not depend on `threads`, `rows`, `kern` or `engine`. With two threads or more one chunk is forwarded
+    by that many workers while the calling thread codes the one before, unless the network has to learn from that first.
+    """
+    longest = int(lane_lengths(tokens.size, lanes)[0])
+    shape = fitted(shape, longest)
+    learner = learning and Learner(kern, shape, weights, learning, lanes, threads)
+    work = _Encoding(kern, shape, weights, bos, tokens, lanes, min(rows, longest), ensemble, learner, engine)
+    stop = [False]
+    running: list[Future[None] | None] = [None] * lanes
+
+    def run(chunk: int, lane: int, before: Future[None] | None) -> None:
+        if before is not None:
+            before.result()  # workers take what was begun first, so this one has begun and will end
+        work.forward_chunk(chunk, lane, stop)
+
+    with ThreadPoolExecutor(max(1, min(threads, lanes))) as pool:
+
+        def begin(chunk: int) -> None:
+            for lane in range(lanes):
+                if chunk * work.steps < work.lengths[lane]:
+                    running[lane] = pool.submit(run, chunk, lane, running[lane])
+
+        try:
+            begin(0)
+            for chunk in range(work.chunks):
+                pending = {future for future in running if future is not None}
+                while pending:
+                    finished, pending = wait(pending, timeout=POLL, return_when=FIRST_COMPLETED)
+                    for future in finished:
+                        future.result()
+                    work.report(progress)
+                if learner is not None:
+                    work.code_chunk(chunk)
+                    work.learn_chunk(chunk)
+                    begin(chunk + 1)
+                elif threads > 1:
+                    begin(chunk + 1)
+                    work.code_chunk(chunk)
+                else:
+                    work.code_chunk(chunk)
+                    begin(chunk + 1)
+            work.report(progress)
+        finally:
+            stop[0] = True
+            if learner:
+                learner.close()
+    return work.low.astype(np.uint32), work.freq.astype(np.uint32)
