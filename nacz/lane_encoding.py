@@ -23,7 +23,7 @@ from nacz.predictors.ensemble import MakeEnsemble
 from nacz.predictors.learning import Learner, Learning
 from nacz.predictors.networks import fitted
 from nacz.predictors.transformer import Shape, Weights, make_trace
-from nacz.row_coding import HEAD_ROWS, keep_rows, make_bench, make_rows, mixed_intervals
+from nacz.row_coding import HEAD_ROWS, keep_rows, make_bench, make_rows, mixed_intervals, remember_rows, rows_to_mix
 
 ROWS = 128  # rows per block when encoding; any value gives the same bits
 CHUNK = 2048  # rows, of all lanes together, that are forwarded before they are coded; any value gives the same bits
@@ -67,7 +67,10 @@ class _Encoding:
             # One chunk is forwarded while the other is coded.
             self.hidden = [make_rows(shape, self.steps * lanes) for _ in range(2)]
             self.bench = make_bench(shape, HEAD_ROWS)
-            self.cosines = aligned(HEAD_ROWS * self.ensemble.recall.columns, np.float32)
+            # And so are logits of some rows while others are mixed.
+            self.fixed = [np.empty((HEAD_ROWS, shape.vocab), np.int32) for _ in range(2)]
+            columns = self.ensemble.recall.columns
+            self.cosines = [aligned(HEAD_ROWS * columns, np.float32) for _ in range(2)]
         self.chunks = -(-longest // self.steps)
 
     def forward_chunk(self, chunk: int, lane: int, stop: list[bool]) -> None:
@@ -106,16 +109,35 @@ class _Encoding:
             caches = [(cache, 0) for cache in self.caches if cache is not None]
             self.learner.learn(caches, chunk * self.steps)
 
-    def code_chunk(self, chunk: int) -> None:
-        """Code the tokens of a chunk that was forwarded, in coding order; the ensemble learns from them."""
-        if self.ensemble is None:
+    def code_chunk(self, chunk: int, pool: ThreadPoolExecutor | None) -> None:
+        """Code the tokens of a chunk that was forwarded, in coding order; the ensemble learns from them. pool: who
+        makes the logits of some rows while those before are coded, if anybody else does."""
+        e = self.ensemble
+        if e is None:
             return
-        first = chunk * self.steps * self.lanes
+        first, hidden = chunk * self.steps * self.lanes, self.hidden[chunk % 2]
         m = min(self.steps * self.lanes, self.tokens.size - first)
-        mixed_intervals(
-            self.kern, self.shape, self.weights, self.ensemble, self.hidden[chunk % 2], first, m, self.lanes,
-            self.starts, self.tokens, self.bench, self.cosines, self.outcomes, self.low, self.freq,
-        )  # fmt: skip
+        remember_rows(e, hidden, first, m, self.lanes, self.starts, self.tokens)
+
+        def prepare(at: int) -> None:
+            half = at // HEAD_ROWS % 2
+            rows_to_mix(
+                self.kern, self.shape, self.weights, e, hidden, first + m, at, min(HEAD_ROWS, m - at), self.bench,
+                self.fixed[half], self.cosines[half],
+            )  # fmt: skip
+
+        prepare(0)
+        for at in range(0, m, HEAD_ROWS):
+            half, following = at // HEAD_ROWS % 2, at + HEAD_ROWS
+            ahead = pool.submit(prepare, following) if pool is not None and following < m else None
+            mixed_intervals(
+                self.shape, e, first + m, first + at, min(HEAD_ROWS, m - at), self.lanes, self.starts, self.tokens,
+                self.bench, self.fixed[half], self.cosines[half], self.outcomes, self.low, self.freq,
+            )  # fmt: skip
+            if ahead is not None:
+                ahead.result()
+            elif following < m:
+                prepare(following)
         self.done[:] = np.minimum(self.lengths, (chunk + 1) * self.steps)
 
     def report(self, progress: Progress | None) -> None:
@@ -177,14 +199,14 @@ def encode_lanes(
                         future.result()
                     work.report(progress)
                 if learner is not None:
-                    work.code_chunk(chunk)
+                    work.code_chunk(chunk, pool if threads > 1 else None)
                     work.learn_chunk(chunk)
                     begin(chunk + 1)
                 elif threads > 1:
                     begin(chunk + 1)
-                    work.code_chunk(chunk)
+                    work.code_chunk(chunk, None)
                 else:
-                    work.code_chunk(chunk)
+                    work.code_chunk(chunk, None)
                     begin(chunk + 1)
             work.report(progress)
         finally:

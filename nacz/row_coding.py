@@ -101,40 +101,44 @@ def intervals(
 
 
 @compiled
-def mixed_intervals(
-    kern: Any, shape: Any, w: Any, e: Any, rows: Any, first: int, m: int, lanes: int, starts: Any, tokens: Any,
-    bench: Any, cosines: Any, outcomes: Any, low_out: Any, freq_out: Any,
-) -> None:  # fmt: skip
-    """Intervals of the m tokens from number `first` in coding order, with the ensemble, into low_out and freq_out.
-
-    rows: their hidden states. starts int64[lanes + 1]: where lanes begin in `tokens` (int32, lane after lane).
-    cosines: float32, work space for HEAD_ROWS rows of the memory.
-    """
-    v = shape.vocab
+def remember_rows(e: Any, rows: Any, first: int, m: int, lanes: int, starts: Any, tokens: Any) -> None:
+    """Remember the m rows of a chunk, whose first has number `first` in coding order, before any of them is coded: what
+    is seen of them is up to `adjust`. starts int64[lanes + 1]: where lanes begin in `tokens` (int32, lane after
+    lane)."""
     for r in range(m):
         remember_row(e, first + r, rows, r, tokens[starts[(first + r) % lanes] + (first + r) // lanes])
-    known = first + m
+
+
+@compiled
+def rows_to_mix(
+    kern: Any, shape: Any, w: Any, e: Any, rows: Any, known: int, at: int, n: int, bench: Any, fixed: Any, cosines: Any
+) -> None:
+    """Fixed-point logits of n rows from `at` on (int32[HEAD_ROWS, vocab]), and their likeness to the `known` rows
+    remembered (float32, flat [n, width]). Changes nothing that `mixed_intervals` looks at but these two."""
+    head(kern, shape, w, rows, at, n, bench.logits)
+    for r in range(n):
+        fix_logits(shape.vocab, bench.logits, r * shape.vocab, fixed[r])
+    recall_rows(kern, e, known, at, n, rows, cosines)
+
+
+@compiled
+def mixed_intervals(
+    shape: Any, e: Any, known: int, first: int, n: int, lanes: int, starts: Any, tokens: Any, bench: Any, fixed: Any,
+    cosines: Any, outcomes: Any, low_out: Any, freq_out: Any,
+) -> None:  # fmt: skip
+    """Intervals of the n tokens from number `first` in coding order, with the ensemble, into low_out and freq_out,
+    after `rows_to_mix`."""
     columns = width(e.recall, known)
-    done = 0
-    while done < m:
-        n = min(HEAD_ROWS, m - done)
-        head(kern, shape, w, rows, done, n, bench.logits)
-        recall_rows(kern, e, known, done, n, rows, cosines)
-        for r in range(n):
-            number = first + done + r
-            step, lane = number // lanes, number % lanes
-            at = starts[lane] + step
-            token = np.int64(tokens[at])
-            fix_logits(v, bench.logits, r * v, bench.fixed)
-            some = cosines[r * columns : (r + 1) * columns]
-            adjust(e, v, lane, at, starts[lane], seen_at(step, lanes), tokens, some, bench.fixed)
-            frequencies(e, v, bench.freq, bench.sums)
-            low, f = interval(bench.freq, bench.sums, token)
-            low_out[number] = low
-            freq_out[number] = f
-            learn(e, lane, at, token, tokens, bench.freq)
-            tell_outcome(outcomes, lane, step, token, bench.freq, bench.work, bench.fixed, bench.value)
-        done += n
+    for r in range(n):
+        step, lane = (first + r) // lanes, (first + r) % lanes
+        at = starts[lane] + step
+        token = np.int64(tokens[at])
+        some = cosines[r * columns : (r + 1) * columns]
+        adjust(e, shape.vocab, lane, at, starts[lane], seen_at(step, lanes), tokens, some, fixed[r])
+        frequencies(e, shape.vocab, bench.freq, bench.sums)
+        low_out[first + r], freq_out[first + r] = interval(bench.freq, bench.sums, token)
+        learn(e, lane, at, token, tokens, bench.freq)
+        tell_outcome(outcomes, lane, step, token, bench.freq, bench.work, bench.fixed, bench.value)
 
 
 @compiled
