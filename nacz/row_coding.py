@@ -16,7 +16,9 @@ from nacz.coder.range_coder import decode_advance, decode_target
 from nacz.kernels.cdf import GROUP, find, fix_logits, interval, spread, total_bits
 from nacz.kernels.compile import compiled
 from nacz.predictors.backward import tell_outcome
+from nacz.predictors.beside import spell
 from nacz.predictors.ensemble import adjust, frequencies, learn, recall_rows, remember_row, seen_at
+from nacz.predictors.members import BYTES
 from nacz.predictors.networks import forward, head
 from nacz.predictors.recall import width
 from nacz.predictors.transformer import Shape
@@ -102,14 +104,15 @@ def intervals(
 @compiled
 def mixed_intervals(
     kern: Any, shape: Any, w: Any, e: Any, rows: Any, first: int, m: int, lanes: int, starts: Any, tokens: Any,
-    bench: Any, cosines: Any, outcomes: Any, low_out: Any, freq_out: Any,
-) -> None:  # fmt: skip
+    bench: Any, cosines: Any, outcomes: Any, low_out: Any, freq_out: Any, piece_low: Any, piece_freq: Any,
+) -> Any:  # fmt: skip
     """Intervals of the m tokens from number `first` in coding order, with the ensemble, into low_out and freq_out.
 
     rows: their hidden states. starts int64[lanes + 1]: where lanes begin in `tokens` (int32, lane after lane).
-    cosines: float32, work space for HEAD_ROWS rows of the memory.
+    cosines: float32, work space for HEAD_ROWS rows of the memory. piece_low, piece_freq: uint32, get the intervals of the
+    decisions that spell the tokens, where the ensemble does so; returns how many.
     """
-    v = shape.vocab
+    v, pieces = shape.vocab, 0
     for r in range(m):
         remember_row(e, first + r, rows, r, tokens[starts[(first + r) % lanes] + (first + r) // lanes])
     known = first + m
@@ -131,9 +134,13 @@ def mixed_intervals(
             low, f = interval(bench.freq, bench.sums, token)
             low_out[number] = low
             freq_out[number] = f
+            if e.members & BYTES:
+                b = e.beside
+                pieces = spell(b, lane, token, bench.freq, b.state, b.stream, piece_low, piece_freq, pieces)[1]
             learn(e, lane, at, token, tokens, bench.freq)
             tell_outcome(outcomes, lane, step, token, bench.freq, bench.work, bench.fixed, bench.value)
         done += n
+    return pieces
 
 
 @compiled
@@ -226,8 +233,12 @@ def take_mixed(
         some = cosines[where[lane] : where[lane] + columns]
         adjust(e, v, lane, at, starts[lane], seen, tokens, some, fixed[lane])
         frequencies(e, v, bench.freq, bench.sums)
-        symbol, low, f = find(bench.freq, bench.sums, np.int64(decode_target(state, stream, bits)))
-        decode_advance(state, stream, low, f, bits)
+        if e.members & BYTES:
+            b = e.beside
+            symbol = spell(b, lane, -1, bench.freq, state, stream, b.piece, b.piece, 0)[0]
+        else:
+            symbol, low, f = find(bench.freq, bench.sums, np.int64(decode_target(state, stream, bits)))
+            decode_advance(state, stream, low, f, bits)
         tokens[at] = symbol
         current[lane] = symbol
         learn(e, lane, at, symbol, tokens, bench.freq)

@@ -28,6 +28,7 @@ from nacz import lanes
 from nacz.predictors import language_model
 from nacz.segment_coder import CodecOptions
 
+TOKENS = "bias,habit,ngram,match,recall"  # what the whole ensemble was before bytes
 _WORDS = "the of and a in that it was he his with for at as be on not which you this but from had by they is are or"
 _WORDS += " river stone window light machine answer number history"
 _WORDS += " exactly rounding 1848 3.14159 {x} <p> &amp; naïve 東京"
@@ -66,13 +67,17 @@ def cases() -> dict[str, Case]:
         "unequal lanes": Case(text(900, 2), lanes=2, window=512),
         # More than three times the window: the ring turns over and the distance to the pinned block is capped.
         "beyond the window": Case(text(1100, 3)),
-        "ensemble": Case(text(900, 6) + text(900, 6)[:500], lanes=3, ensemble="all"),
-        "ensemble of one lane": Case(text(600, 7), ensemble="all"),
+        "ensemble": Case(text(900, 6) + text(900, 6)[:500], lanes=3, ensemble=TOKENS),
+        "ensemble of one lane": Case(text(600, 7), ensemble=TOKENS),
         "learning": Case(text(80, 10) * 20, learn=2),
-        "learning of one layer in lanes": Case(text(90, 11) * 20, lanes=3, ensemble="all", learn=1),
+        "learning of one layer in lanes": Case(text(90, 11) * 20, lanes=3, ensemble=TOKENS, learn=1),
         # Past the local layer's positions, and past the window.
         "general": Case(text(500, 14), general=True),
-        "general, lanes and ensemble": Case(text(300, 15) * 2, lanes=3, ensemble="all", general=True),
+        "general, lanes and ensemble": Case(text(300, 15) * 2, lanes=3, ensemble=TOKENS, general=True),
+        "bytes": Case(text(900, 6) + text(900, 6)[:500], lanes=3, ensemble="all"),
+        "bytes alone, all bytes": Case(bytes(range(256)) * 2, ensemble="bytes"),
+        "bytes, learning": Case(text(90, 11) * 20, lanes=3, ensemble="all", learn=1),
+        "bytes, general": Case(text(300, 15) * 2, lanes=3, ensemble="all", general=True),
         "ensemble without memory": Case(text(600, 8), lanes=2, ensemble="bias,habit,ngram,match"),
     }
 
@@ -81,7 +86,7 @@ def gemma_cases() -> dict[str, Case]:
     """For gemma3-270m."""
     return {
         "Gemma, text": Case(text(2048, 4), lanes=2, window=512),
-        "Gemma, text, ensemble": Case(text(2048, 9), lanes=2, window=None, ensemble="all"),
+        "Gemma, text, ensemble": Case(text(2048, 9), lanes=2, window=None, ensemble=TOKENS),
         "Gemma, short text": Case(text(400, 5)),  # for emulators
     }
 
@@ -90,8 +95,9 @@ def real_cases() -> dict[str, Case]:
     """For the default model."""
     return {
         "real text": Case(text(2048, 4), lanes=2, window=512),
-        "real text, ensemble": Case(text(2048, 9), lanes=2, window=512, ensemble="all"),
-        "real text, learning": Case(text(3500, 12), lanes=2, window=512, ensemble="all", learn=2),
+        "real text, ensemble": Case(text(2048, 9), lanes=2, window=512, ensemble=TOKENS),
+        "real text, bytes": Case(text(2048, 9), lanes=2, window=512, ensemble="all"),
+        "real text, learning": Case(text(3500, 12), lanes=2, window=512, ensemble=TOKENS, learn=2),
         "real text, near heads": Case(text(6000, 13), window=None),
         "short real text": Case(text(400, 5)),  # for emulators
     }

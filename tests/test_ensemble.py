@@ -20,7 +20,7 @@ import tiny
 from golden_inputs import SAMPLE
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nacz.coder.range_coder import encode_intervals
+from nacz.coder.range_coder import RangeEncoder
 from nacz.formats.varint import encode_varint
 from nacz.kernels.dispatch import KERNELS, usable
 
@@ -35,13 +35,14 @@ from nacz.segment_coder import CodecOptions
 from nacz.weights import store
 
 WINDOW = 256
+FIVE = "bias,habit,ngram,match,recall"
 PRESETS = (
     "f689763305ac34f1b4c7b5eed87d41099b7e66f288e8fd4f196ae2c0cc6d6d23",
     "fb208ccf54faf72901c93f8d4965769c5b20d40ed065d7a5807b41c9f74c070e",
 )
 WIDE = {
     "none": "9f060f2eb97863f8d077ecdfb7292f2588f282f9e136a1b94144cb32357d4f2a",
-    "all": "ea069da0d5dcf71e12be42007cf7237cc0c04784291128bb26e0b80ee6a44246",
+    FIVE: "ea069da0d5dcf71e12be42007cf7237cc0c04784291128bb26e0b80ee6a44246",
 }
 
 
@@ -81,10 +82,12 @@ def some_tokens(n: int) -> Any:
 
 def stream_of(loaded: store.LoadedModel, tokens: Any, n_lanes: int, kern: str = "plain", **how: Any) -> bytes:
     shape, weights = make_shape(loaded.architecture, WINDOW), make_weights(loaded)
-    found = lanes.encode_lanes(
-        KERNELS[kern], shape, weights, 0, tokens, n_lanes, **{"threads": 1, "ensemble": mixed_in(ALL), **how}
+    coder = RangeEncoder()
+    mixed = mixed_in(ALL, model=loaded)
+    lanes.encode_lanes(
+        KERNELS[kern], shape, weights, 0, tokens, n_lanes, **{"threads": 1, "ensemble": mixed, "coder": coder, **how}
     )
-    return encode_intervals(*found)
+    return coder.finish()
 
 
 def test_blocks_chunks_threads_and_kernels_change_nothing(
@@ -102,7 +105,7 @@ def test_blocks_chunks_threads_and_kernels_change_nothing(
     data = np.frombuffer(expected, np.uint8)
     for kern, threads in ((usable()[0], 1), ("plain", 2), (usable()[0], 4)):
         found = lanes.decode_lanes(
-            KERNELS[kern], shape, weights, 0, data, tokens.size, 3, threads, ensemble=mixed_in(ALL)
+            KERNELS[kern], shape, weights, 0, data, tokens.size, 3, threads, ensemble=mixed_in(ALL, model=loaded)
         )
         assert np.array_equal(found, tokens)
     for chunk in (1, 100, 10**6):
@@ -176,7 +179,7 @@ def test_what_is_remembered_is_found_beyond_the_ring() -> None:
 
 
 def test_members_have_names() -> None:
-    assert parse_members("all") == ALL == 31 and parse_members("none") == 0
+    assert parse_members(FIVE) == 31 and parse_members("all") == ALL == 63 and parse_members("none") == 0
     assert parse_members("recall,bias") == MEMBERS["bias"] | MEMBERS["recall"]
     for bad in ("", "ngrams", "ngram,", "all,bias"):
         with pytest.raises(UsageError, match="member"):
@@ -187,14 +190,14 @@ def test_parameters() -> None:
     def params(*values: int) -> bytes:
         return b"".join(map(encode_varint, values))
 
-    assert Params.from_bytes(params(1, 2, 1, 10, 0, 31), 10) == Params(256, 1, 10, 31)
+    assert Params.from_bytes(params(1, 2, 1, 10, 0, 63), 10) == Params(256, 1, 10, 63)
     assert Params(256, 1, 10, 31).to_bytes() == params(1, 2, 1, 10, 0, 31)
     for bad in (params(1, 2, 1, 10), params(1, 2, 1, 10, 0), params(1, 2, 1, 10, 0, 31, 0), params(0, 2, 1, 10, 0, 31)):
         with pytest.raises(CorruptDataError):
             Params.from_bytes(bad, 10)
     assert Params.from_bytes(params(1, 2, 1, 10, 1, 31), 10) == Params(256, 1, 10, 31, preset=1)
     assert Params(256, 1, 10, 31, preset=1).to_bytes() == params(1, 2, 1, 10, 1, 31)
-    for unknown in (params(1, 2, 1, 10, 2, 31), params(1, 2, 1, 10, 0, 0), params(1, 2, 1, 10, 0, 32)):
+    for unknown in (params(1, 2, 1, 10, 2, 31), params(1, 2, 1, 10, 0, 0), params(1, 2, 1, 10, 0, 64)):
         with pytest.raises(UnsupportedVersionError):
             Params.from_bytes(unknown, 10)
 
@@ -231,7 +234,7 @@ def test_the_reference_takes_the_other_preset(
     assert found[0] != found[1]
 
 
-@pytest.mark.parametrize("members", ["none", "all"])
+@pytest.mark.parametrize("members", ["none", FIVE, "all"])
 def test_a_wide_vocabulary(members: str, tmp_path: Path, reference: tuple[ModuleType, Any]) -> None:
     """More than 65,536 tokens: a larger total. The reference agrees, and the bytes are pinned."""
     module, _ = reference
