@@ -26,7 +26,7 @@ from nacz.kernels.dispatch import KERNELS, usable
 
 from nacz import lanes
 from nacz.errors import CorruptDataError, UnsupportedVersionError, UsageError
-from nacz.predictors import ensemble, language_model, recall
+from nacz.predictors import beside, ensemble, language_model, recall, spelling
 from nacz.predictors.language_model import LanguageModelCoder, Params, mixed_in
 from nacz.predictors.members import ALL, MEMBERS, parse_members
 from nacz.predictors.preset import preset, preset_of
@@ -43,6 +43,7 @@ PRESETS = (
 WIDE = {
     "none": "9f060f2eb97863f8d077ecdfb7292f2588f282f9e136a1b94144cb32357d4f2a",
     FIVE: "ea069da0d5dcf71e12be42007cf7237cc0c04784291128bb26e0b80ee6a44246",
+    "all": "3f56a562ece1d69cf2ac6dd0ba05bdc4cb34d91468c49ce3a79535b62318ddad",
 }
 
 
@@ -211,6 +212,43 @@ def test_the_presets_are_those_specified(number: int) -> None:
     assert preset(number)[1].min() > 0
 
 
+def test_bytes_begin_as_specified() -> None:
+    raw = (Path(__file__).parent.parent / "formats" / "ensemble-bytes-0.bin").read_bytes()
+    digest = hashlib.sha256(raw).hexdigest()
+    assert digest == "05a90889d425e9b5bdbafd46b69eae3175560308ec578b73fd39f2a418d5478d"
+    assert digest in (Path(__file__).parent.parent / "docs" / "ensemble.md").read_text()
+    weight, final = beside.start()
+    assert weight.size == beside.ROWS * beside.WIDTH == 1515 * 32 and final.size == 72 * 6
+    assert abs(weight).max() <= beside.MOST_WEIGHT and not weight[beside.WIDTH - 1 :: beside.WIDTH].any()
+
+
+@given(st.lists(st.binary(max_size=4), min_size=1, max_size=70))
+@settings(max_examples=60, deadline=None)
+def test_every_token_has_its_place_in_the_tree(tokens: list[bytes]) -> None:
+    s = spelling.make_spelling(tokens, 128)
+    tokens = tokens + [b""] * (128 - len(tokens))
+    assert [tokens[i] for i in s.order] == sorted(tokens)
+    found: dict[int, int] = {}
+
+    def go(first: int, last: int, node: int, before: int, where: int) -> None:
+        if last - first == 1:
+            found[int(s.order[first])] = before
+            return
+        assert first < node < last and (where < s.where[node] or where == s.where[node] == spelling.SAME)
+        here = int(s.where[node])
+        for side, (a, b) in enumerate(((first, node), (node, last))):
+            for token in (tokens[i] for i in s.order[a:b]):
+                if here != spelling.SAME and here % 9 == 0:
+                    assert (len(token) > here // 9) == bool(side)
+                elif here != spelling.SAME:
+                    assert token[here // 9] >> (8 - here % 9) & 1 == side
+        go(first, node, int(s.low[node]), before + 1, here)
+        go(node, last, int(s.high[node]), before + 1, here)
+
+    go(0, 128, int(s.root[0]), 0, -1)
+    assert [found[i] for i in range(128)] == s.count.tolist()
+
+
 def test_a_tokenizer_has_a_preset() -> None:
     known = bytes.fromhex("f56b7dd413fd8308ef8c87c5d67e623527c92149cc4a1324f62d288b3b3f55ff")
     assert preset_of(known) == 1 and preset_of(bytes(32)) == 0
@@ -251,8 +289,9 @@ def test_a_wide_vocabulary(members: str, tmp_path: Path, reference: tuple[Module
     assert hashlib.sha256(params + payload).hexdigest() == WIDE[members]
 
 
-def test_memory_is_bounded() -> None:
+def test_memory_is_bounded(loaded: store.LoadedModel) -> None:
     starts = np.array([0, 4_000_000], np.int64)
-    state = ensemble.make_ensemble(ALL, starts, 2048, 576, 49_152, preset(0))
+    spelled = spelling.spelling_of(loaded)
+    state = ensemble.make_ensemble(ALL, starts, 2048, 576, 49_152, preset(0), spelling=spelled)
     arrays = [array for part in state for array in (part if isinstance(part, tuple) else (part,))]
     assert sum(array.nbytes for array in arrays if isinstance(array, np.ndarray)) < 200_000_000

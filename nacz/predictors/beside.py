@@ -298,7 +298,7 @@ def _expect(b: Any, lane: int, off: int, kind: int, bit: int, node: int, one: An
     for k in range(SETS):
         total = np.int32(0)
         w = weight[row[k] * WIDTH : (row[k] + 1) * WIDTH]
-        for i in range(WIDTH):
+        for i in range(x.size):  # a number that is known would be unrolled, not made a vector
             total = iadd(total, sar(imul(x[i], sar(w[i], 6)), 8))
         answer[k] = min(max(np.int64(total) >> 8, -LOGIT_MAX), LOGIT_MAX)
         mixed += answer[k] * b.final[row[0] * SETS + k]

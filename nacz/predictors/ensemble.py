@@ -106,7 +106,7 @@ def memory(members: int, tokens: int, lanes: int, dim: int, vocab: int) -> int:
     if members & MATCH:
         needed += 16 * tokens
     if members & BYTES:
-        needed += slots_size(tokens) + 32 * vocab
+        needed += slots_size(tokens) + 40 * vocab
     if members & RECALL:
         needed += min(tokens, REMEMBERED + 2 * lanes) * (dim + 12 + 4 * lanes)
     return needed
