@@ -1,7 +1,7 @@
 """Bytes beside tokens, of docs/ensemble.md, once more, slowly: how the decisions that spell a token are expected.
 
-Part of docs/reference_decoder.py. Imports nothing of nacz; needs numpy, reference_byte_model.py beside this file and the
-file formats/ensemble-bytes-0.bin. Everything is integers; >> rounds down.
+Part of docs/reference_decoder.py. Imports nothing of nacz; needs numpy, reference_byte_model.py beside this file and
+the file formats/ensemble-bytes-0.bin. Everything is integers; >> rounds down.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ class Beside:
         self.lanes = [Lane() for _ in range(lanes)]
         self.slots = bytearray(1 << min(25, max(16, (128 * count).bit_length())))
         self.states = [p << 9 for p in FIRST_GUESS] * (2 * N)
-        raw = np.frombuffer((Path(__file__).resolve().parent.parent / "formats/ensemble-bytes-0.bin").read_bytes(), "<i2")
+        file = Path(__file__).resolve().parent.parent / "formats" / "ensemble-bytes-0.bin"
+        raw = np.frombuffer(file.read_bytes(), "<i2")
         self.weights = (raw[: ROWS * 32].astype(np.int64) << 10).reshape(ROWS, 32)
         self.finals = (raw[ROWS * 32 :].astype(np.int64) << 12).reshape(72, SETS).tolist()
         self.errors = [0] * ROWS

@@ -16,11 +16,11 @@ from nacz.coder.range_coder import decode_advance, decode_target
 from nacz.kernels.cdf import GROUP, find, fix_logits, interval, spread, total_bits
 from nacz.kernels.compile import compiled
 from nacz.predictors.backward import tell_outcome
-from nacz.predictors.beside import spell
 from nacz.predictors.ensemble import adjust, frequencies, learn, recall_rows, remember_row, seen_at
 from nacz.predictors.members import BYTES
 from nacz.predictors.networks import forward, head
 from nacz.predictors.recall import width
+from nacz.predictors.spell import spell
 from nacz.predictors.transformer import Shape
 
 HEAD_ROWS = 24  # rows per product with the head: 24 x 49,152 logits are 4.7 MB
@@ -109,8 +109,8 @@ def mixed_intervals(
     """Intervals of the m tokens from number `first` in coding order, with the ensemble, into low_out and freq_out.
 
     rows: their hidden states. starts int64[lanes + 1]: where lanes begin in `tokens` (int32, lane after lane).
-    cosines: float32, work space for HEAD_ROWS rows of the memory. piece_low, piece_freq: uint32, get the intervals of the
-    decisions that spell the tokens, where the ensemble does so; returns how many.
+    cosines: float32, work space for HEAD_ROWS rows of the memory. piece_low, piece_freq: uint32, get the intervals of
+    the decisions that spell the tokens, where the ensemble does so; returns how many.
     """
     v, pieces = shape.vocab, 0
     for r in range(m):

@@ -23,13 +23,14 @@ from nacz.kernels.dispatch import chosen
 
 from nacz.arrays import aligned
 from nacz.lanes import lane_starts
-from nacz.predictors.beside import FINAL_BITS, FINALS, LOGIT_INPUT, ROWS, SETS, WEIGHT_BITS, WIDTH, spell
+from nacz.predictors.beside import FINAL_BITS, FINALS, LOGIT_INPUT, ROWS, SETS, WEIGHT_BITS, WIDTH
 from nacz.predictors.ensemble import adjust, frequencies, learn, make_ensemble, recall_rows, remember_row, seen_at
 from nacz.predictors.language_model import EFFORTS
 from nacz.predictors.members import ALL
 from nacz.predictors.networks import head, make_shape, make_weights, states_have_any_norm
 from nacz.predictors.preset import preset, preset_of
 from nacz.predictors.recall import width
+from nacz.predictors.spell import spell
 from nacz.predictors.spelling import spelling_of
 from nacz.row_coding import HEAD_ROWS, make_rows
 from nacz.weights.store import load_model

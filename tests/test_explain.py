@@ -278,9 +278,11 @@ def test_in_a_browser(browser: Any, tmp_path: Path) -> None:
     chosen = int(tab.locator(".now").get_attribute("data-i"))
     assert chosen == next(i for i in range(1, 4000) if names[carried[i]] == "match")
     shown = tab.inner_text("#details")
-    assert "Carried by match." in shown and all(name in shown for name in (*TOKEN_MEMBERS, "byte model", "language model"))
+    others = ("byte model", "language model")
+    assert "Carried by match." in shown and all(name in shown for name in (*TOKEN_MEMBERS, *others))
     table = tab.inner_text("#predictors").splitlines()
-    assert [line.split("\t")[0] for line in table[1:]] == ["all together", "language model", "byte model", *TOKEN_MEMBERS]
+    names = [line.split("\t")[0] for line in table[1:]]
+    assert names == ["all together", "language model", "byte model", *TOKEN_MEMBERS]
     assert all(line.endswith("%") for line in table[4:])
     tab.click("#savingsBox summary")
     assert tab.locator("#savings polyline").count() == len(TOKEN_MEMBERS) + 1

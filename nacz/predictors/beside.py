@@ -1,11 +1,11 @@
-"""A model of bytes beside the tokens: it spells a token bit by bit, and what it thinks of each bit is mixed in.
+"""A model of bytes beside the tokens: what it thinks of each decision that spells a token is mixed in.
 
-The rest of the ensemble makes a distribution over tokens. That says how probable each decision on the way to a token is
-(`spelling`): its frequencies are summed. Contexts of the lane's latest bytes say it too, by what came after them before;
-sets of weights, chosen by the situation, mix both in the logistic domain, and every decision is coded by itself. Lines,
-fields and words, which tokens hide, are what this sees. Integer arithmetic only; docs/ensemble.md specifies it.
+The rest of the ensemble makes a distribution over tokens, which says how probable each decision on the way to a token
+is. Contexts of the lane's latest bytes say it too, by what came after them before; sets of weights, chosen by the
+situation, mix both in the logistic domain. Lines, fields and words, which tokens hide, are what this sees. Integer
+arithmetic only; docs/ensemble.md specifies it.
 
-Knows frequencies of tokens, their bytes and the range coder. Does not know logits, members or lanes' order.
+Knows bytes, and two sums of frequencies for each decision. Does not know tokens, how they are spelled, nor the coder.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nacz.arrays import aligned
-from nacz.coder.range_coder import decode_advance, decode_target
-from nacz.kernels.cdf import GROUP, total_bits
+from nacz.kernels.cdf import GROUP
 from nacz.kernels.compile import compiled
 from nacz.kernels.ops import iadd, imax, imin, imul, sar
 
 from .bytemodel import contexts as cx
-from .bytemodel.slots import adapt, find_slot, remember, row_hash
+from .bytemodel.slots import adapt, find_slot, row_hash
 from .bytemodel.tables import (
     LOGIT_MAX,
     initial_probability_table,
@@ -31,13 +30,13 @@ from .bytemodel.tables import (
     reciprocal_table,
     stretch_table,
 )
-from .spelling import SAME, Spelling, no_spelling
+from .spelling import Spelling, no_spelling
 
 CONTEXTS = 14
 BIAS_INPUT, LOGIT_INPUT, CHANCE_INPUT = 2 * CONTEXTS, 2 * CONTEXTS + 1, 2 * CONTEXTS + 2
 WIDTH = 32  # of a row of weights
 SETS = 6
-CLASSES, KINDS = 18, 4  # of the tokens' logit; of a decision: end of a token, a bit of its first byte, second, later ones
+CLASSES, KINDS = 18, 4  # of the tokens' logit; of a decision: end of a token, a bit of its first byte, second, later
 # First row of each set.
 AT_CLASS, AT_LETTERS, AT_BIT = 0, CLASSES * KINDS, CLASSES * KINDS + 256
 AT_BYTE, AT_NODE = AT_BIT + 9 * (CONTEXTS + 1), AT_BIT + 9 * (CONTEXTS + 1) + 256
@@ -57,12 +56,13 @@ POS, FIELD, FIRST_WORD, TURN, ABOVE_SIZE = 56, 57, 58, 59, 60  # more registers
 
 
 class Beside(NamedTuple):
-    """spelling: of the vocabulary. sorted int32[vocab]: frequencies in its order; below int64[vocab / 64]: sums of those
-    before each 64. slots uint8: histories. states int32: what became of each, for ends in the second half. weight
+    """spelling: of the vocabulary. sorted int32[vocab]: frequencies in its order; below int64[vocab / 64]: sums of
+    those before each 64. slots uint8: histories. states int32: what became of each, for ends in the second half. weight
     int32[ROWS * WIDTH], error int64[ROWS]: sets of weights and what they were wrong; final int64[FINALS]. reg
-    int64[lanes * REG_SIZE], line uint8[lanes * 2 * LINE]: lanes' registers, this line and the one above. Of a byte: base
-    int64[CONTEXTS]; of a decision: place int64[CONTEXTS], x int32[WIDTH], row, answer int64[SETS]. The others are tables.
-    rate int64[4]: SLOW, FAST, FADES, FINAL_RATE; state, stream, piece: of nothing, for who codes only one way."""
+    int64[lanes * REG_SIZE], line uint8[lanes * 2 * LINE]: lanes' registers, this line and the one above. Of a byte:
+    hash, base int64[CONTEXTS]; of a decision: place int64[CONTEXTS], x int32[WIDTH], row, answer int64[SETS]. The
+    others are tables. rate int64[4]: SLOW, FAST, FADES, FINAL_RATE; state, stream, piece: of nothing, for who codes
+    only one way."""
 
     spelling: Spelling
     sorted: Any
@@ -163,30 +163,6 @@ def make_beside(spelling: Spelling | None, tokens: int, lanes: int) -> Beside:
 
 
 @compiled
-def _sort(b: Any, freq: Any) -> None:
-    """Frequencies in the order of the spelling."""
-    order, found, below = b.spelling.order, b.sorted, b.below
-    total = np.int64(0)
-    for g in range(order.size // GROUP):
-        some = np.int32(0)
-        for i in range(g * GROUP, (g + 1) * GROUP):
-            f = freq[order[i]]
-            found[i] = f
-            some = iadd(some, f)
-        below[g] = total
-        total += np.int64(some)
-
-
-@compiled
-def _below(b: Any, i: Any) -> Any:
-    """Sum of the frequencies before sorted token i."""
-    found, sum_ = b.sorted, b.below[i // GROUP]
-    for k in range(i - i % GROUP, i):
-        sum_ += found[k]
-    return sum_
-
-
-@compiled
 def _log2(table: Any, n: Any) -> Any:
     """4096 log2(n), nearly, of n from 1 to 2^31."""
     bits = 0
@@ -204,13 +180,13 @@ def _log2(table: Any, n: Any) -> Any:
 
 
 @compiled
-def _look(b: Any, lane: int) -> None:
+def look(b: Any, lane: int) -> None:
     """Hashes of the contexts of a lane's next byte."""
     reg, h = b.reg[lane * cx.REG_SIZE : (lane + 1) * cx.REG_SIZE], b.hash
     c4, classes = reg[cx.C4], reg[cx.CLASSES]
     c1, word = c4 & 0xFF, reg[cx.WORD0]
     column = reg[POS] - reg[cx.LINE]
-    above = np.int64(10)
+    above: Any = np.int64(10)
     if column < reg[ABOVE_SIZE]:
         above = np.int64(b.line[(2 * lane + 1 - reg[TURN]) * LINE + column])
     h[0] = cx.mix(c4 & 0xFFFF, 2)
@@ -230,7 +206,7 @@ def _look(b: Any, lane: int) -> None:
 
 
 @compiled
-def _find(b: Any, row: int) -> None:
+def find_slots(b: Any, row: int) -> None:
     """The slots of all contexts for one half of a byte, 0 for the first, else 1 to 16 by what that was."""
     lines = b.slots.size >> 6
     for i in range(CONTEXTS):
@@ -239,7 +215,7 @@ def _find(b: Any, row: int) -> None:
 
 
 @compiled
-def _take_in(b: Any, lane: int, c: int) -> None:
+def take_in(b: Any, lane: int, c: int) -> None:
     """Byte c came next in a lane."""
     reg = b.reg[lane * cx.REG_SIZE : (lane + 1) * cx.REG_SIZE]
     column, word = reg[POS] - reg[cx.LINE], reg[cx.WORD0]
@@ -260,7 +236,7 @@ def _take_in(b: Any, lane: int, c: int) -> None:
 
 
 @compiled
-def _expect(b: Any, lane: int, off: int, kind: int, bit: int, node: int, one: Any, zero: Any) -> Any:
+def expect(b: Any, lane: int, off: int, kind: int, bit: int, node: int, one: Any, zero: Any) -> Any:
     """The probability of a 1, in 2^-22, of bit number `bit` (0 for the end of a token), for whose two outcomes the
     tokens' frequencies are `one` and `zero`; off: the place of the history in its slot."""
     x, row, answer, states, weight = b.x, b.row, b.answer, b.states, b.weight
@@ -294,7 +270,7 @@ def _expect(b: Any, lane: int, off: int, kind: int, bit: int, node: int, one: An
     row[3] = AT_BYTE + (reg[cx.C4] & 0xFF)
     row[4] = AT_NODE + node
     row[5] = AT_HITS + (hits * KINDS + kind) * (CLASSES // 2) + sure
-    mixed = np.int64(0)
+    mixed: Any = np.int64(0)
     for k in range(SETS):
         total = np.int32(0)
         w = weight[row[k] * WIDTH : (row[k] + 1) * WIDTH]
@@ -306,8 +282,8 @@ def _expect(b: Any, lane: int, off: int, kind: int, bit: int, node: int, one: An
 
 
 @compiled
-def _learn(b: Any, bit: int, p: Any) -> None:
-    """The decision that `_expect` gave p for came out as `bit`: weights and maps learn."""
+def learn_decision(b: Any, bit: int, p: Any) -> None:
+    """The decision that `expect` gave p for came out as `bit`: weights and maps learn."""
     goal, x, weight = bit * ONE, b.x, b.weight
     error = (goal - p) >> 6
     for k in range(SETS):
@@ -323,105 +299,3 @@ def _learn(b: Any, bit: int, p: Any) -> None:
             w[i] = imin(imax(v, -MOST_WEIGHT), MOST_WEIGHT)
     for i in range(CONTEXTS):
         adapt(b.states, b.place[i], goal - bit, LIMIT, b.reciprocal)
-
-
-@compiled
-def _settle(b: Any, p: Any, bit: int, state: Any, stream: Any, bits: int, low: Any, freq: Any, at: int) -> Any:
-    """Decode a bit that is 1 with p of 2^bits, or, where it is known (not below 0), write its interval to low[at]."""
-    if bit < 0:
-        bit = 1 if np.int64(decode_target(state, stream, bits)) < p else 0
-        decode_advance(state, stream, 0 if bit else p, p if bit else (1 << bits) - p, bits)
-    else:
-        low[at] = 0 if bit else p
-        freq[at] = p if bit else (1 << bits) - p
-    return bit
-
-
-@compiled
-def spell(
-    b: Any, lane: int, token: int, all_freq: Any, state: Any, stream: Any, low: Any, freq: Any, at: int
-) -> Any:
-    """Write the decisions that lead to `token`, expected with all_freq (int32[vocab]), to low and freq (uint32) from
-    `at` on, or, if it is below 0, decode it; the lane takes in its bytes. Returns (token, `at` of the next one)."""
-    s = b.spelling
-    bits = total_bits(all_freq.size)
-    _sort(b, all_freq)
-    first, last = np.int64(0), np.int64(all_freq.size)  # of the sorted tokens that are left
-    before, after = np.int64(0), np.int64(1) << bits  # sums of frequencies before them and up to their end
-    node = s.root[0]
-    known = token >= 0
-    d = 0
-    c0, half, row_bit = 0, 1, 0
-    stage = 0  # 0: between bytes, else number of the next bit
-    size = np.int64(0)
-    if known:
-        size = s.begin[token + 1] - s.begin[token]
-    while True:
-        alone = last - first == 1
-        where = np.int64(-1) if alone else np.int64(s.where[node])
-        some = np.int64(s.order[first])
-        if stage == 0 and (where == SAME or where == 0):
-            # Which of equal tokens, or whether it has bytes at all: that bytes do not say.
-            middle = _below(b, np.int64(node))
-            p = ((after - middle) << bits) // (after - before)
-            p = min(max(p, 1), (1 << bits) - 1)
-            bit = -1
-            if known:
-                bit = 1 if (_rank(s, token, node) if where == SAME else size > 0) else 0
-            bit = _settle(b, p, bit, state, stream, bits, low, freq, at)
-            at += 1
-            if bit:
-                first, before, node = np.int64(node), middle, np.int64(s.high[node])
-            else:
-                last, after, node = np.int64(node), middle, np.int64(s.low[node])
-            continue
-        if stage == 0:
-            if alone and s.begin[some + 1] - s.begin[some] == d:
-                return some, at
-            _look(b, lane)
-            _find(b, 0)
-            c0, half = 1, 1
-        number = stage
-        kind = 0 if number == 0 else min(d + 1, 3)
-        off = END if number == 0 else 1 + half
-        decides = where == 9 * d + number
-        bit = -1
-        if number > 0:
-            if known:
-                bit = (np.int64(s.text[s.begin[token] + d]) >> (8 - number)) & 1
-            elif not decides:
-                bit = (np.int64(s.text[s.begin[some] + d]) >> (8 - number)) & 1
-        elif known:
-            bit = 1 if size > d else 0
-        if decides:
-            middle = _below(b, np.int64(node))
-            p = _expect(b, lane, off, kind, number, c0 if number > 0 else 0, after - middle, middle - before)
-            bit = _settle(b, p << (bits - 22), bit, state, stream, bits, low, freq, at)
-            at += 1
-            _learn(b, bit, p)
-            if bit:
-                first, before, node = np.int64(node), middle, np.int64(s.high[node])
-            else:
-                last, after, node = np.int64(node), middle, np.int64(s.low[node])
-        if number > 0 or decides:
-            for i in range(CONTEXTS):
-                remember(b.slots, b.base[i] + off, bit, b.next_state)
-        if number == 0:
-            if decides and bit == 0:
-                continue  # it ends here, and is alone or the first of equals
-            stage = 1
-            continue
-        c0, half, stage = 2 * c0 + bit, 2 * half + bit, stage + 1
-        if stage == 5:
-            half = 1
-            _find(b, c0 - 15)
-        elif stage == 9:
-            _take_in(b, lane, c0 & 0xFF)
-            stage = 0
-            d += 1
-
-
-@compiled
-def _rank(s: Any, token: int, node: Any) -> bool:
-    """Whether a token, one of equals, is sorted token number `node` or one after it: equals are in order."""
-    return token >= np.int64(s.order[node])

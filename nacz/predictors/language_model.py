@@ -294,7 +294,8 @@ def mixed_in(members: int, number: int = 0, model: LoadedModel | None = None) ->
     spelling = spelling_of(model) if model is not None and members & BYTES else None
 
     def make(starts: NDArray[np.int64], ahead: int, shape: Shape) -> Ensemble:
-        return make_ensemble(members, starts, ahead, shape.dim, shape.vocab, start, states_have_any_norm(shape), spelling)
+        normal = states_have_any_norm(shape)
+        return make_ensemble(members, starts, ahead, shape.dim, shape.vocab, start, normal, spelling)
 
     return make
 

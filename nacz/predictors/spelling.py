@@ -1,8 +1,9 @@
 """A vocabulary as a tree of decisions: which bytes a token begins with, bit by bit, and where it ends.
 
-Tokens are sorted by their bytes; between neighbours lies one decision, the first in which they differ: whether the token
-ends here, or a bit of its next byte, the highest first. All decisions of a vocabulary make one binary tree with tokens
-for leaves, so the frequencies of two neighbouring ranges say what a distribution over tokens thinks of a decision.
+Tokens are sorted by their bytes; between neighbours lies one decision, the first in which they differ: whether the
+token ends here, or a bit of its next byte, the highest first. All decisions of a vocabulary make one binary tree with
+tokens for leaves, so the frequencies of two neighbouring ranges say what a distribution over tokens thinks of a
+decision.
 
 Knows the bytes of tokens. Does not know frequencies or texts.
 """
@@ -20,10 +21,11 @@ SAME = 1 << 30  # a decision between tokens of the same bytes
 
 
 class Spelling(NamedTuple):
-    """order uint32[vocab]: tokens sorted by bytes, of equals the lower number first. where int32[vocab]: of the decision
-    between sorted tokens i - 1 and i, 9 times the byte, and 0 for "goes on" or 1 to 8 for a bit of it; SAME for equals.
-    low, high int32[vocab]: the decisions after it for the tokens before i and from i on, 0 for none. root int64[1]. count
-    int32[vocab]: decisions that lead to a token. text uint8, begin int64[vocab + 1]: bytes of tokens, in their own order."""
+    """order uint32[vocab]: tokens sorted by bytes, of equals the lower number first. where int32[vocab]: of the
+    decision between sorted tokens i - 1 and i, 9 times the byte, and 0 for "goes on" or 1 to 8 for a bit of it; SAME
+    for equals. low, high int32[vocab]: the decisions after it for the tokens before i and from i on, 0 for none. root
+    int64[1]. count int32[vocab]: decisions that lead to a token. text uint8, begin int64[vocab + 1]: bytes of tokens,
+    in their own order."""
 
     order: Any
     where: Any
