@@ -212,6 +212,19 @@ def test_the_presets_are_those_specified(number: int) -> None:
     assert preset(number)[1].min() > 0
 
 
+def test_damaged_streams_stay_inside(coder: LanguageModelCoder) -> None:
+    options = CodecOptions(window=WINDOW, lanes=3, ensemble="all")
+    params, payload = coder.encode(SAMPLE * 2, options=options, threads=1, progress=None)
+    for seed in range(12):
+        noise = tiny.noise(seed, "damage", len(payload)).tobytes()
+        damaged = payload[: seed * 4] + noise[seed * 4 :]
+        try:
+            found = coder.decode(params, damaged, 2 * len(SAMPLE), threads=2, progress=None)
+        except CorruptDataError:
+            continue
+        assert found != SAMPLE * 2
+
+
 def test_bytes_begin_as_specified() -> None:
     raw = (Path(__file__).parent.parent / "formats" / "ensemble-bytes-0.bin").read_bytes()
     digest = hashlib.sha256(raw).hexdigest()
