@@ -131,6 +131,7 @@ PINNED_REAL = {
     "real text, near heads": "948b26977fcea24d13416918899506a7409bea47f0f85d42283607daf55fe6f3",
     "short real text": "e99c4d34d427591cf553a7320ce2c48f49d3dd4dfc97fff606f00dc1f6b1fb39",
     "real text, ensemble": "63e8a35101855bbc527006eaf794a717c3303c26da05ee9837192206c5db5bfb",
+    "real text, bytes": "be0505a7b841f46916b954ba6769fb3930962e7cc468db96ee3d4e5858db7677",
     "real text, learning": "6e4503ec39f5b774476a91b06c4124563ad1893c63906ca20af83a892a7b580f",
 }
 PINNED_GEMMA = {
