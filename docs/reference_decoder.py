@@ -8,7 +8,7 @@ written by the language model. Everything is as plain as it can be: one token at
 is clearer, no cache but the keys and values themselves.
 
 Predictor 1, the byte model, is in reference_byte_model.py beside this file, models of files of version 2 in
-reference_general.py.
+reference_general.py, the ensemble's bytes in reference_beside.py.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ def decode_language_model(model: Model, params: Fields, payload: bytes, plain_si
         number = params.varint()
         check(number <= 1, "an ensemble of an unknown version")
         members = params.varint()
-        check(1 <= members <= 31, "members that are not here")
+        check(1 <= members <= 63, "members that are not here")
     learner, block, learning = None, 0, None
     if version & 2:
         check(not model.more, "learning of a model that cannot")
@@ -250,6 +250,12 @@ def decode_language_model(model: Model, params: Fields, payload: bytes, plain_si
     tokens: list[list[int]] = [[] for _ in range(lanes)]
     ensemble = Ensemble(members, number, lengths, model.vocab, model.dim, integer_exp2, model.has_any_norm)
     coder = RangeDecoder(payload)
+    beside = None
+    if members & 32:
+        from reference_beside import Beside
+
+        words = model.token_bytes + [b""] * (model.vocab - len(model.token_bytes))
+        beside = Beside(words, count, lanes, total_of(model.vocab))
     gradients: dict[int, np.ndarray] = {}
     for step in range(lengths[0]):
         keys = []
@@ -264,7 +270,7 @@ def decode_language_model(model: Model, params: Fields, payload: bytes, plain_si
                 frequencies = ensemble.distribution(fixed, lane, max(step - 1, 0) * lanes, streams[lane].key)
             else:
                 frequencies = distribution(fixed)
-            token = coder.symbol(frequencies)
+            token = beside.spell(lane, frequencies, coder.bit) if beside else coder.symbol(frequencies)
             tokens[lane].append(token)
             if members:
                 ensemble.learn(lane, token, frequencies)
@@ -292,9 +298,13 @@ class RangeDecoder:
         self.code = int.from_bytes(stream[:8].ljust(8, b"\0"), "big")
         self.is_outside = False
 
-    def symbol(self, frequencies: list[int]) -> int:
+    def bit(self, p: int, total: int) -> int:
+        """The next bit, which is 1 with p of the total."""
+        return 1 - self.symbol([p, total - p], total)
+
+    def symbol(self, frequencies: list[int], total: int = 0) -> int:
         """The next symbol of a distribution."""
-        total = total_of(len(frequencies))
+        total = total or total_of(len(frequencies))
         unit = self.width // total
         target = self.code // unit
         if target >= total:

@@ -126,7 +126,7 @@ LEVEL = together(
     *(_preset(number) for number in range(1, 10)),
     click.option("--window", type=click.IntRange(min=1), metavar="N", help="Tokens of context."),
     click.option("--lanes", type=click.IntRange(min=1), metavar="N", help="Streams coded in lockstep."),
-    click.option("--ensemble", metavar="NAMES", help="What mixes into the model: bias,habit,ngram,match,recall; none."),
+    click.option("--ensemble", metavar="NAMES", help="What mixes in: bias,habit,ngram,match,recall,bytes; none."),
     click.option("--learn", type=click.IntRange(0, 256), metavar="LAYERS", help="How many last layers learn; 0: none."),
 )
 

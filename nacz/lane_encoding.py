@@ -16,11 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nacz.arrays import aligned
+from nacz.coder.range_coder import RangeEncoder
 from nacz.kernels.cdf import total_bits
 from nacz.lanes import POLL, Engine, Progress, Worker, lane_lengths, lane_starts
 from nacz.predictors.backward import no_outcomes
 from nacz.predictors.ensemble import MakeEnsemble
 from nacz.predictors.learning import Learner, Learning
+from nacz.predictors.members import BYTES
 from nacz.predictors.networks import fitted
 from nacz.predictors.transformer import Shape, Weights, make_trace
 from nacz.row_coding import HEAD_ROWS, keep_rows, make_bench, make_rows, mixed_intervals, remember_rows, rows_to_mix
@@ -38,9 +40,9 @@ class _Encoding:
 
     def __init__(
         self, kern: Any, shape: Shape, weights: Weights, bos: int, tokens: NDArray[np.int32], lanes: int, rows: int,
-        ensemble: MakeEnsemble | None, learner: Learner | None, engine: Engine | None,
+        ensemble: MakeEnsemble | None, learner: Learner | None, engine: Engine | None, coder: RangeEncoder | None,
     ) -> None:  # fmt: skip
-        self.kern, self.shape, self.learner, self.engine = kern, shape, learner, engine
+        self.kern, self.shape, self.learner, self.engine, self.coder = kern, shape, learner, engine, coder
         self.weights = learner.weights if learner else weights
         self.trace = learner.trace if learner else make_trace(shape, shape.layers, 0)
         self.outcomes = learner.outcomes if learner else no_outcomes()
@@ -64,6 +66,8 @@ class _Encoding:
             self.steps = max(1, min(CHUNK // lanes, longest))
         if ensemble is not None:
             self.ensemble = ensemble(self.starts, self.steps * lanes, shape)
+            if coder is None:
+                self.ensemble = self.ensemble._replace(members=self.ensemble.members & ~BYTES)
             # One chunk is forwarded while the other is coded.
             self.hidden = [make_rows(shape, self.steps * lanes) for _ in range(2)]
             self.bench = make_bench(shape, HEAD_ROWS)
@@ -118,6 +122,12 @@ class _Encoding:
         first, hidden = chunk * self.steps * self.lanes, self.hidden[chunk % 2]
         m = min(self.steps * self.lanes, self.tokens.size - first)
         remember_rows(e, hidden, first, m, self.lanes, self.starts, self.tokens)
+        pieces, count = 0, 0
+        if e.members & BYTES:
+            number = np.arange(first, first + m)
+            some = self.tokens[self.starts[number % self.lanes] + number // self.lanes]
+            count = int(e.beside.spelling.count[some].sum())
+        low, freq = np.empty(count, np.uint32), np.empty(count, np.uint32)
 
         def prepare(at: int) -> None:
             half = at // HEAD_ROWS % 2
@@ -130,14 +140,17 @@ class _Encoding:
         for at in range(0, m, HEAD_ROWS):
             half, following = at // HEAD_ROWS % 2, at + HEAD_ROWS
             ahead = pool.submit(prepare, following) if pool is not None and following < m else None
-            mixed_intervals(
+            pieces = mixed_intervals(
                 self.shape, e, first + m, first + at, min(HEAD_ROWS, m - at), self.lanes, self.starts, self.tokens,
                 self.bench, self.fixed[half], self.cosines[half], self.outcomes, self.low, self.freq,
+                low, freq, pieces,
             )  # fmt: skip
             if ahead is not None:
                 ahead.result()
             elif following < m:
                 prepare(following)
+        if self.coder is not None and e.members & BYTES:
+            self.coder.encode(low, freq)
         self.done[:] = np.minimum(self.lengths, (chunk + 1) * self.steps)
 
     def report(self, progress: Progress | None) -> None:
@@ -161,19 +174,21 @@ def encode_lanes(
     ensemble: MakeEnsemble | None = None,
     learning: Learning | None = None,
     engine: Engine | None = None,
+    coder: RangeEncoder | None = None,
 ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
     """(cumulative, frequency) of every token in coding order, uint32[tokens] each, of a total of 2^total_bits(vocab).
 
     tokens: int32[n], n >= lanes >= 1. ensemble: makes the predictors that mix in, None for the language model alone.
     learning: how the network learns, None for weights that stay. engine: who runs the transformer if it is not
-    compiled code; none that learns.
+    compiled code; none that learns. coder: takes all intervals, in order; where the ensemble spells tokens these are
+    others, and without a coder it does not.
     The result does not depend on `threads`, `rows`, `kern` or `engine`. With two threads or more one chunk is forwarded
     by that many workers while the calling thread codes the one before, unless the network has to learn from that first.
     """
     longest = int(lane_lengths(tokens.size, lanes)[0])
     shape = fitted(shape, longest)
     learner = learning and Learner(kern, shape, weights, learning, lanes, threads)
-    work = _Encoding(kern, shape, weights, bos, tokens, lanes, min(rows, longest), ensemble, learner, engine)
+    work = _Encoding(kern, shape, weights, bos, tokens, lanes, min(rows, longest), ensemble, learner, engine, coder)
     stop = [False]
     running: list[Future[None] | None] = [None] * lanes
 
@@ -213,4 +228,7 @@ def encode_lanes(
             stop[0] = True
             if learner:
                 learner.close()
-    return work.low.astype(np.uint32), work.freq.astype(np.uint32)
+    low, freq = work.low.astype(np.uint32), work.freq.astype(np.uint32)
+    if coder is not None and (work.ensemble is None or not work.ensemble.members & BYTES):
+        coder.encode(low, freq)
+    return low, freq

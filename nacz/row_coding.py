@@ -18,8 +18,10 @@ from nacz.kernels.compile import compiled
 from nacz.predictors.backward import tell_outcome
 from nacz.predictors.drafts import draft, judge
 from nacz.predictors.ensemble import adjust, frequencies, learn, recall_rows, remember_row, seen_at
+from nacz.predictors.members import BYTES
 from nacz.predictors.networks import forward, head
 from nacz.predictors.recall import width
+from nacz.predictors.spell import spell
 from nacz.predictors.transformer import Shape
 
 HEAD_ROWS = 24  # rows per product with the head: 24 x 49,152 logits are 4.7 MB
@@ -124,10 +126,11 @@ def rows_to_mix(
 @compiled
 def mixed_intervals(
     shape: Any, e: Any, known: int, first: int, n: int, lanes: int, starts: Any, tokens: Any, bench: Any, fixed: Any,
-    cosines: Any, outcomes: Any, low_out: Any, freq_out: Any,
-) -> None:  # fmt: skip
+    cosines: Any, outcomes: Any, low_out: Any, freq_out: Any, piece_low: Any, piece_freq: Any, pieces: int,
+) -> Any:  # fmt: skip
     """Intervals of the n tokens from number `first` in coding order, with the ensemble, into low_out and freq_out,
-    after `rows_to_mix`."""
+    after `rows_to_mix`. piece_low, piece_freq: uint32, get the intervals of the decisions that spell the tokens, from
+    number `pieces` on, where the ensemble does so; returns the number of the next."""
     columns = width(e.recall, known)
     for r in range(n):
         step, lane = (first + r) // lanes, (first + r) % lanes
@@ -137,8 +140,12 @@ def mixed_intervals(
         adjust(e, shape.vocab, lane, at, starts[lane], seen_at(step, lanes), tokens, some, fixed[r])
         frequencies(e, shape.vocab, bench.freq, bench.sums)
         low_out[first + r], freq_out[first + r] = interval(bench.freq, bench.sums, token)
+        if e.members & BYTES:
+            b = e.beside
+            pieces = spell(b, lane, token, bench.freq, b.state, b.stream, piece_low, piece_freq, pieces)[1]
         learn(e, lane, at, token, tokens, bench.freq)
         tell_outcome(outcomes, lane, step, token, bench.freq, bench.work, bench.fixed, bench.value)
+    return pieces
 
 
 @compiled
@@ -249,8 +256,12 @@ def take_mixed(
         some = cosines[where[lane] : where[lane] + columns]
         adjust(e, v, lane, at, starts[lane], seen, tokens, some, fixed[place[lane]])
         frequencies(e, v, bench.freq, bench.sums)
-        symbol, low, f = find(bench.freq, bench.sums, np.int64(decode_target(state, stream, bits)))
-        decode_advance(state, stream, low, f, bits)
+        if e.members & BYTES:
+            b = e.beside
+            symbol = spell(b, lane, -1, bench.freq, state, stream, b.piece, b.piece, 0)[0]
+        else:
+            symbol, low, f = find(bench.freq, bench.sums, np.int64(decode_target(state, stream, bits)))
+            decode_advance(state, stream, low, f, bits)
         tokens[at] = symbol
         current[lane] = symbol
         learn(e, lane, at, symbol, tokens, bench.freq)

@@ -28,7 +28,7 @@ from nacz.lanes import lane_lengths, lane_starts
 from nacz.predictors import ensemble, preset
 from nacz.predictors.ensemble import adjust, frequencies, learn, recall_rows, remember_row, seen_at
 from nacz.predictors.language_model import EFFORTS, default_lanes
-from nacz.predictors.members import ALL
+from nacz.predictors.members import ALL_OF_TOKENS
 from nacz.predictors.networks import (
     forward,
     head,
@@ -169,7 +169,8 @@ def listen(shape: Shape, weights: Any, start: Any, tokens: Any, lengths: Any, hi
     rows = make_rows(shape, n)
     for to, kept in zip(rows, hidden, strict=True):
         to.reshape(n, -1)[:] = kept.reshape(n, -1)[order]
-    e = ensemble.make_ensemble(ALL, starts, HEAD_ROWS, shape.dim, shape.vocab, start, states_have_any_norm(shape))
+    normal = states_have_any_norm(shape)
+    e = ensemble.make_ensemble(ALL_OF_TOKENS, starts, HEAD_ROWS, shape.dim, shape.vocab, start, normal)
     said = Said(
         np.zeros(n, np.int32), np.zeros(n, np.int32), np.full(n, -1, np.int32), np.zeros(n, np.float32),
         np.zeros(n * MOST_CANDIDATES, np.float32), np.zeros(n * MOST_EVIDENCE, np.uint8),

@@ -28,6 +28,7 @@ from nacz import lane_encoding
 from nacz.predictors import language_model
 from nacz.segment_coder import CodecOptions
 
+TOKENS = "bias,habit,ngram,match,recall"  # what the whole ensemble was before bytes
 _WORDS = "the of and a in that it was he his with for at as be on not which you this but from had by they is are or"
 _WORDS += " river stone window light machine answer number history"
 _WORDS += " exactly rounding 1848 3.14159 {x} <p> &amp; naïve 東京"
@@ -66,13 +67,17 @@ def cases() -> dict[str, Case]:
         "unequal lanes": Case(text(900, 2), lanes=2, window=512),
         # More than three times the window: the ring turns over and the distance to the pinned block is capped.
         "beyond the window": Case(text(1100, 3)),
-        "ensemble": Case(text(900, 6) + text(900, 6)[:500], lanes=3, ensemble="all"),
-        "ensemble of one lane": Case(text(600, 7), ensemble="all"),
+        "ensemble": Case(text(900, 6) + text(900, 6)[:500], lanes=3, ensemble=TOKENS),
+        "ensemble of one lane": Case(text(600, 7), ensemble=TOKENS),
         "learning": Case(text(80, 10) * 20, learn=2),
-        "learning of one layer in lanes": Case(text(90, 11) * 20, lanes=3, ensemble="all", learn=1),
+        "learning of one layer in lanes": Case(text(90, 11) * 20, lanes=3, ensemble=TOKENS, learn=1),
         # Past the local layer's positions, and past the window.
         "general": Case(text(500, 14), general=True),
-        "general, lanes and ensemble": Case(text(300, 15) * 2, lanes=3, ensemble="all", general=True),
+        "general, lanes and ensemble": Case(text(300, 15) * 2, lanes=3, ensemble=TOKENS, general=True),
+        "bytes": Case(text(900, 6) + text(900, 6)[:500], lanes=3, ensemble="all"),
+        "bytes alone, all bytes": Case(bytes(range(256)) * 2, ensemble="bytes"),
+        "bytes, learning": Case(text(90, 11) * 20, lanes=3, ensemble="all", learn=1),
+        "bytes, general": Case(text(300, 15) * 2, lanes=3, ensemble="all", general=True),
         "ensemble without memory": Case(text(600, 8), lanes=2, ensemble="bias,habit,ngram,match"),
     }
 
@@ -81,7 +86,7 @@ def gemma_cases() -> dict[str, Case]:
     """For gemma3-270m."""
     return {
         "Gemma, text": Case(text(2048, 4), lanes=2, window=512),
-        "Gemma, text, ensemble": Case(text(2048, 9), lanes=2, window=None, ensemble="all"),
+        "Gemma, text, ensemble": Case(text(2048, 9), lanes=2, window=None, ensemble=TOKENS),
         "Gemma, short text": Case(text(400, 5)),  # for emulators
     }
 
@@ -90,8 +95,9 @@ def real_cases() -> dict[str, Case]:
     """For the default model."""
     return {
         "real text": Case(text(2048, 4), lanes=2, window=512),
-        "real text, ensemble": Case(text(2048, 9), lanes=2, window=512, ensemble="all"),
-        "real text, learning": Case(text(3500, 12), lanes=2, window=512, ensemble="all", learn=2),
+        "real text, ensemble": Case(text(2048, 9), lanes=2, window=512, ensemble=TOKENS),
+        "real text, bytes": Case(text(2048, 9), lanes=2, window=512, ensemble="all"),
+        "real text, learning": Case(text(3500, 12), lanes=2, window=512, ensemble=TOKENS, learn=2),
         "real text, near heads": Case(text(6000, 13), window=None),
         "short real text": Case(text(400, 5)),  # for emulators
     }
@@ -110,6 +116,10 @@ PINNED_TINY = {
     "beyond the window": "88bff2f41eb27019f7933cd5fd2dbe433265c41304a283c6caab2ea3843a04d2",
     "ensemble": "84faa974aabf4e722871499eff41ad84224457005e226134a14725e8bd7495c5",
     "ensemble of one lane": "f39392a7f1e261e10408527fbac9466d146a171e1b160c84b2e3c95bac82ec87",
+    "bytes": "e34befd63aabe035ede591a4a5ca0e7cd9535f4977a515429b786ff9b7a33408",
+    "bytes alone, all bytes": "2aadd9315f2fea4fb9ed32a787f8c8cdf1db6b081b2f84072bf168a3f73aac40",
+    "bytes, learning": "e18119d7304ea8728db0355d1633f6c76a4bf565a84d9f0c43f357aa78b0f99f",
+    "bytes, general": "83b1d7ff6ddd7534ee416f67beed9d1fef37aba3e6c6a09510cfba1ff45cab0c",
     "ensemble without memory": "8363df222b227c020618fc8618057ac1103e5fe4f3e6ac6e8cd89a9f687dcd79",
     "general": "0f3e87c70d155c24c42d93c45d5393aad0692fb5631b05cf0c58877541c958b6",
     "general, lanes and ensemble": "30501716243f2f6189871ee6de6a6f1b2dd01e6d91feb2af6a0321882a54ba2e",
@@ -121,6 +131,7 @@ PINNED_REAL = {
     "real text, near heads": "948b26977fcea24d13416918899506a7409bea47f0f85d42283607daf55fe6f3",
     "short real text": "e99c4d34d427591cf553a7320ce2c48f49d3dd4dfc97fff606f00dc1f6b1fb39",
     "real text, ensemble": "63e8a35101855bbc527006eaf794a717c3303c26da05ee9837192206c5db5bfb",
+    "real text, bytes": "be0505a7b841f46916b954ba6769fb3930962e7cc468db96ee3d4e5858db7677",
     "real text, learning": "6e4503ec39f5b774476a91b06c4124563ad1893c63906ca20af83a892a7b580f",
 }
 PINNED_GEMMA = {

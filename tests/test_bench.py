@@ -313,7 +313,7 @@ def test_taking_a_level_apart(
     segment_coder.register_predictor(segment_coder.LANGUAGE_MODEL, LanguageModelCoder)
     assert run("bench", "sample", "--levels", "5", "--peers", "none", "--ablate", "--json", "a.json") == 0
     lines = run.out.decode().splitlines()
-    assert lines[-1] == ablation.NOTE and "only recall" in lines[-2] and "all of it" in "".join(lines)
+    assert lines[-1] == ablation.NOTE and "only bytes" in lines[-2] and "all of it" in "".join(lines)
     rows = json.loads(Path("a.json").read_text())["rows"]
     assert len(rows) == 2 + 2 * len(MEMBERS) and len({row["archive_size"] for row in rows}) > 3
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from nacz.coder.range_coder import encode_intervals
+from nacz.coder.range_coder import RangeEncoder
+from nacz.kernels.cdf import total_bits
 from nacz.kernels.dispatch import chosen
 
 from nacz import lane_decoding
@@ -82,8 +83,9 @@ def test_no_guess_changes_a_token(learning: Learning | None, n_lanes: int, monke
     # Windows of two blocks: each new block takes the place of one that the rows before it have to see.
     shape, weights, kern = make_shape(model.architecture, 256), make_weights(model), chosen()[1]
     tokens = some_tokens(1_000)
-    found = encode_lanes(kern, shape, weights, 0, tokens, n_lanes, 1, ensemble=mixed_in(ALL), learning=learning)
-    stream = np.frombuffer(encode_intervals(*found), np.uint8)
+    mixed, coder = mixed_in(ALL, 0, model), RangeEncoder(total_bits(shape.vocab))
+    encode_lanes(kern, shape, weights, 0, tokens, n_lanes, 1, ensemble=mixed, learning=learning, coder=coder)
+    stream = np.frombuffer(coder.finish(), np.uint8)
     rows = []
 
     class Counting(lane_decoding._Decoding):
@@ -97,8 +99,7 @@ def test_no_guess_changes_a_token(learning: Learning | None, n_lanes: int, monke
         for threads in (1, 2):
             rows.clear()
             back = lane_decoding.decode_lanes(
-                kern, shape, weights, 0, stream, tokens.size, n_lanes, threads, ensemble=mixed_in(ALL),
-                learning=learning,
+                kern, shape, weights, 0, stream, tokens.size, n_lanes, threads, ensemble=mixed, learning=learning,
             )  # fmt: skip
             np.testing.assert_array_equal(back, tokens)
             assert max(rows) == most, f"guesses from {least} on, {threads} threads"

@@ -20,7 +20,7 @@ import tiny
 from golden_inputs import SAMPLE
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nacz.coder.range_coder import encode_intervals
+from nacz.coder.range_coder import RangeEncoder
 from nacz.formats.varint import encode_varint
 from nacz.kernels.dispatch import KERNELS, usable
 
@@ -28,7 +28,7 @@ from nacz import lane_encoding
 from nacz.errors import CorruptDataError, UnsupportedVersionError, UsageError
 from nacz.lane_decoding import decode_lanes
 from nacz.lane_encoding import encode_lanes
-from nacz.predictors import ensemble, language_model, recall
+from nacz.predictors import beside, ensemble, language_model, recall, spelling
 from nacz.predictors.language_model import LanguageModelCoder, Params, mixed_in
 from nacz.predictors.members import ALL, MEMBERS, parse_members
 from nacz.predictors.preset import preset, preset_of
@@ -37,13 +37,15 @@ from nacz.segment_coder import CodecOptions
 from nacz.weights import store
 
 WINDOW = 256
+FIVE = "bias,habit,ngram,match,recall"
 PRESETS = (
     "f689763305ac34f1b4c7b5eed87d41099b7e66f288e8fd4f196ae2c0cc6d6d23",
     "fb208ccf54faf72901c93f8d4965769c5b20d40ed065d7a5807b41c9f74c070e",
 )
 WIDE = {
     "none": "9f060f2eb97863f8d077ecdfb7292f2588f282f9e136a1b94144cb32357d4f2a",
-    "all": "ea069da0d5dcf71e12be42007cf7237cc0c04784291128bb26e0b80ee6a44246",
+    FIVE: "ea069da0d5dcf71e12be42007cf7237cc0c04784291128bb26e0b80ee6a44246",
+    "all": "3f56a562ece1d69cf2ac6dd0ba05bdc4cb34d91468c49ce3a79535b62318ddad",
 }
 
 
@@ -83,10 +85,12 @@ def some_tokens(n: int) -> Any:
 
 def stream_of(loaded: store.LoadedModel, tokens: Any, n_lanes: int, kern: str = "plain", **how: Any) -> bytes:
     shape, weights = make_shape(loaded.architecture, WINDOW), make_weights(loaded)
-    found = encode_lanes(
-        KERNELS[kern], shape, weights, 0, tokens, n_lanes, **{"threads": 1, "ensemble": mixed_in(ALL), **how}
+    coder = RangeEncoder()
+    mixed = mixed_in(ALL, model=loaded)
+    encode_lanes(
+        KERNELS[kern], shape, weights, 0, tokens, n_lanes, **{"threads": 1, "ensemble": mixed, "coder": coder, **how}
     )
-    return encode_intervals(*found)
+    return coder.finish()
 
 
 def test_blocks_chunks_threads_and_kernels_change_nothing(
@@ -104,7 +108,7 @@ def test_blocks_chunks_threads_and_kernels_change_nothing(
     data = np.frombuffer(expected, np.uint8)
     for kern, threads in ((usable()[0], 1), ("plain", 2), (usable()[0], 4)):
         found = decode_lanes(
-            KERNELS[kern], shape, weights, 0, data, tokens.size, 3, threads, ensemble=mixed_in(ALL)
+            KERNELS[kern], shape, weights, 0, data, tokens.size, 3, threads, ensemble=mixed_in(ALL, model=loaded)
         )
         assert np.array_equal(found, tokens)
     for chunk in (1, 100, 10**6):
@@ -178,7 +182,7 @@ def test_what_is_remembered_is_found_beyond_the_ring() -> None:
 
 
 def test_members_have_names() -> None:
-    assert parse_members("all") == ALL == 31 and parse_members("none") == 0
+    assert parse_members(FIVE) == 31 and parse_members("all") == ALL == 63 and parse_members("none") == 0
     assert parse_members("recall,bias") == MEMBERS["bias"] | MEMBERS["recall"]
     for bad in ("", "ngrams", "ngram,", "all,bias"):
         with pytest.raises(UsageError, match="member"):
@@ -189,14 +193,14 @@ def test_parameters() -> None:
     def params(*values: int) -> bytes:
         return b"".join(map(encode_varint, values))
 
-    assert Params.from_bytes(params(1, 2, 1, 10, 0, 31), 10) == Params(256, 1, 10, 31)
+    assert Params.from_bytes(params(1, 2, 1, 10, 0, 63), 10) == Params(256, 1, 10, 63)
     assert Params(256, 1, 10, 31).to_bytes() == params(1, 2, 1, 10, 0, 31)
     for bad in (params(1, 2, 1, 10), params(1, 2, 1, 10, 0), params(1, 2, 1, 10, 0, 31, 0), params(0, 2, 1, 10, 0, 31)):
         with pytest.raises(CorruptDataError):
             Params.from_bytes(bad, 10)
     assert Params.from_bytes(params(1, 2, 1, 10, 1, 31), 10) == Params(256, 1, 10, 31, preset=1)
     assert Params(256, 1, 10, 31, preset=1).to_bytes() == params(1, 2, 1, 10, 1, 31)
-    for unknown in (params(1, 2, 1, 10, 2, 31), params(1, 2, 1, 10, 0, 0), params(1, 2, 1, 10, 0, 32)):
+    for unknown in (params(1, 2, 1, 10, 2, 31), params(1, 2, 1, 10, 0, 0), params(1, 2, 1, 10, 0, 64)):
         with pytest.raises(UnsupportedVersionError):
             Params.from_bytes(unknown, 10)
 
@@ -208,6 +212,56 @@ def test_the_presets_are_those_specified(number: int) -> None:
     assert PRESETS[number] in (Path(__file__).parent.parent / "docs" / "ensemble.md").read_text()
     assert preset(number).shape == (2, ensemble.NUMBERS) == (2, 11663)
     assert preset(number)[1].min() > 0
+
+
+def test_damaged_streams_stay_inside(coder: LanguageModelCoder) -> None:
+    options = CodecOptions(window=WINDOW, lanes=3, ensemble="all")
+    params, payload = coder.encode(SAMPLE * 2, options=options, threads=1, progress=None)
+    for seed in range(12):
+        noise = tiny.noise(seed, "damage", len(payload)).tobytes()
+        damaged = payload[: seed * 4] + noise[seed * 4 :]
+        try:
+            found = coder.decode(params, damaged, 2 * len(SAMPLE), threads=2, progress=None)
+        except CorruptDataError:
+            continue
+        assert found != SAMPLE * 2
+
+
+def test_bytes_begin_as_specified() -> None:
+    raw = (Path(__file__).parent.parent / "formats" / "ensemble-bytes-0.bin").read_bytes()
+    digest = hashlib.sha256(raw).hexdigest()
+    assert digest == "05a90889d425e9b5bdbafd46b69eae3175560308ec578b73fd39f2a418d5478d"
+    assert digest in (Path(__file__).parent.parent / "docs" / "ensemble.md").read_text()
+    weight, final = beside.start()
+    assert weight.size == beside.ROWS * beside.WIDTH == 1515 * 32 and final.size == 72 * 6
+    assert abs(weight).max() <= beside.MOST_WEIGHT and not weight[beside.WIDTH - 1 :: beside.WIDTH].any()
+
+
+@given(st.lists(st.binary(max_size=4), min_size=1, max_size=70))
+@settings(max_examples=60, deadline=None)
+def test_every_token_has_its_place_in_the_tree(tokens: list[bytes]) -> None:
+    s = spelling.make_spelling(tokens, 128)
+    tokens = tokens + [b""] * (128 - len(tokens))
+    assert [tokens[i] for i in s.order] == sorted(tokens)
+    found: dict[int, int] = {}
+
+    def go(first: int, last: int, node: int, before: int, where: int) -> None:
+        if last - first == 1:
+            found[int(s.order[first])] = before
+            return
+        assert first < node < last and (where < s.where[node] or where == s.where[node] == spelling.SAME)
+        here = int(s.where[node])
+        for side, (a, b) in enumerate(((first, node), (node, last))):
+            for token in (tokens[i] for i in s.order[a:b]):
+                if here != spelling.SAME and here % 9 == 0:
+                    assert (len(token) > here // 9) == bool(side)
+                elif here != spelling.SAME:
+                    assert token[here // 9] >> (8 - here % 9) & 1 == side
+        go(first, node, int(s.low[node]), before + 1, here)
+        go(node, last, int(s.high[node]), before + 1, here)
+
+    go(0, 128, int(s.root[0]), 0, -1)
+    assert [found[i] for i in range(128)] == s.count.tolist()
 
 
 def test_a_tokenizer_has_a_preset() -> None:
@@ -233,7 +287,7 @@ def test_the_reference_takes_the_other_preset(
     assert found[0] != found[1]
 
 
-@pytest.mark.parametrize("members", ["none", "all"])
+@pytest.mark.parametrize("members", ["none", FIVE, "all"])
 def test_a_wide_vocabulary(members: str, tmp_path: Path, reference: tuple[ModuleType, Any]) -> None:
     """More than 65,536 tokens: a larger total. The reference agrees, and the bytes are pinned."""
     module, _ = reference
@@ -250,8 +304,9 @@ def test_a_wide_vocabulary(members: str, tmp_path: Path, reference: tuple[Module
     assert hashlib.sha256(params + payload).hexdigest() == WIDE[members]
 
 
-def test_memory_is_bounded() -> None:
+def test_memory_is_bounded(loaded: store.LoadedModel) -> None:
     starts = np.array([0, 4_000_000], np.int64)
-    state = ensemble.make_ensemble(ALL, starts, 2048, 576, 49_152, preset(0))
+    spelled = spelling.spelling_of(loaded)
+    state = ensemble.make_ensemble(ALL, starts, 2048, 576, 49_152, preset(0), spelling=spelled)
     arrays = [array for part in state for array in (part if isinstance(part, tuple) else (part,))]
     assert sum(array.nbytes for array in arrays if isinstance(array, np.ndarray)) < 200_000_000

@@ -162,7 +162,7 @@ def all_compiled() -> dict[str, Any]:
 
 def inspected() -> dict[str, list[str]]:
     """{function: violations} of everything that coding and decoding the golden set compiles in this process."""
-    golden.run(["many lanes", "beyond the window", "ensemble", "learning"])
+    golden.run(["many lanes", "beyond the window", "bytes", "learning"])
     with tempfile.TemporaryDirectory() as folder:
         general = test_general.made("gemma", Path(folder))[1]
     test_general.logits(dispatch.chosen()[1], general, test_general.some_tokens(200), 256, [128, 72])
@@ -188,7 +188,8 @@ def test_machine_code_is_exact(tmp_path: Path) -> None:
         "nacz.row_coding.take", "nacz.row_coding.mixed_intervals", "nacz.row_coding.take_mixed",
         "nacz.predictors.ensemble.adjust", "nacz.predictors.ensemble.learn", "nacz.predictors.candidates.learn_weights",
         "nacz.predictors.candidates.share_out", "nacz.predictors.candidates.weigh",
-        "nacz.predictors.recall.poll", "nacz.predictors.recall.remember",
+        "nacz.predictors.recall.poll", "nacz.predictors.recall.remember", "nacz.predictors.spell.spell",
+        "nacz.predictors.beside.expect", "nacz.predictors.beside.learn_decision",
         "nacz.predictors.backward.head_rows", "nacz.predictors.backward.update_panels",
         "nacz.predictors.backward.tell_outcome", "nacz.kernels.gradients.adam_moves",
         "nacz.kernels.attention_gradient.attention_gradient", "nacz.kernels.attention.attend",

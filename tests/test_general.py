@@ -23,7 +23,7 @@ from nacz.lane_decoding import decode_lanes
 from nacz.lane_encoding import encode_lanes
 from nacz.predictors import recall
 from nacz.predictors.language_model import mixed_in
-from nacz.predictors.members import ALL
+from nacz.predictors.members import ALL_OF_TOKENS
 from nacz.predictors.networks import forward, head, make_cache, make_scratch, make_shape, make_weights
 from nacz.predictors.transformer import Group, make_trace
 from nacz.weights import store
@@ -134,7 +134,7 @@ def test_near_the_float_network(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["narrow heads and odd sizes", "gemma"])
-@pytest.mark.parametrize("members", [0, pytest.param(ALL, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("members", [0, pytest.param(ALL_OF_TOKENS, marks=pytest.mark.slow)])
 def test_lanes_come_back(name: str, members: int, tmp_path: Path) -> None:
     _, model = made(name, tmp_path)
     shape, weights, kern = make_shape(model.architecture, 256), make_weights(model), chosen()[1]

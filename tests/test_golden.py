@@ -37,7 +37,7 @@ WANTED = {
         "language-model-escapes", "language-model-window", "language-model-near", "mixed", "members", "byte-model",
         "byte-model-1", "byte-model-2", "learning", "learning-ensemble", "general", "general-lanes",
         *(f"level-{n}" for n in range(4, 10)),
-        *(f"ensemble{name}" for name in ("", "-lanes", "-segments", *(f"-{member}" for member in MEMBERS))),
+        *(f"ensemble{name}" for name in ("", "-all", "-lanes", "-segments", *(f"-{member}" for member in MEMBERS))),
     }
 }  # fmt: skip
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from nacz.explain.mixture import CHUNK, Mixture, choices
 from nacz.kernels.cdf import total_bits
 from nacz.kernels.dispatch import chosen
-from nacz.predictors.members import MEMBERS
+from nacz.predictors.members import TOKEN_MEMBERS
 from nacz.predictors.networks import fitted, forward, make_cache, make_scratch, make_shape, make_weights
 from nacz.predictors.preset import preset_of
 from nacz.predictors.transformer import Group, Shape, Weights, make_trace
@@ -136,8 +136,8 @@ def explain(
         data, lengths, of["all"], alternatives,
         (mixture.seen.best_freq[first] / float(1 << total)).astype(np.float32), words,
         {LANGUAGE_MODEL: of["none"]},
-        {name: of[f"only {name}"] for name in MEMBERS},
-        {name: of[f"without {name}"] for name in MEMBERS},
+        {name: of[f"only {name}"] for name in TOKEN_MEMBERS},
+        {name: of[f"without {name}"] for name in TOKEN_MEMBERS},
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from nacz.kernels.cdf import GROUP, fix_logits, interval, spread
 from nacz.kernels.compile import compiled
 from nacz.predictors.candidates import share_out
 from nacz.predictors.ensemble import adjust, frequencies, learn, make_ensemble, recall_rows, remember_row, seen_at
-from nacz.predictors.members import ALL, BIAS, MEMBERS
+from nacz.predictors.members import ALL_OF_TOKENS, BIAS, TOKEN_MEMBERS
 from nacz.predictors.networks import head, states_have_any_norm
 from nacz.predictors.preset import preset
 from nacz.predictors.recall import width
@@ -31,9 +31,9 @@ _HEAD_ROWS = 24
 def choices() -> dict[str, int]:
     """Names and members of the distributions that are looked at: none, each one alone, all but one, and last all."""
     found = {"none": 0}
-    found |= {f"only {name}": bit for name, bit in MEMBERS.items()}
-    found |= {f"without {name}": ALL & ~bit for name, bit in MEMBERS.items()}
-    return found | {"all": ALL}
+    found |= {f"only {name}": bit for name, bit in TOKEN_MEMBERS.items()}
+    found |= {f"without {name}": ALL_OF_TOKENS & ~bit for name, bit in TOKEN_MEMBERS.items()}
+    return found | {"all": ALL_OF_TOKENS}
 
 
 class Seen(NamedTuple):
@@ -55,7 +55,7 @@ class Mixture:
         self.kern, self.shape, self.weights, self.tokens = kern, shape, weights, tokens
         starts = np.array([0, tokens.size], np.int64)
         normal = states_have_any_norm(shape)
-        self.ensemble = make_ensemble(ALL, starts, CHUNK, shape.dim, shape.vocab, preset(number), normal)
+        self.ensemble = make_ensemble(ALL_OF_TOKENS, starts, CHUNK, shape.dim, shape.vocab, preset(number), normal)
         # Who has no bias looks at one that is nothing and does not learn.
         without = self.ensemble._replace(
             habits=self.ensemble.habits._replace(bias=np.zeros_like(self.ensemble.habits.bias))
@@ -133,7 +133,7 @@ def _look(
                 adjust(variants[k], v, 0, at, 0, seen_at(at, 1), tokens, some, fixed)
                 if variants[k].members == 0:
                     spread(v, fixed, freq, sums)
-                elif variants[k].members == ALL:
+                elif variants[k].members == ALL_OF_TOKENS:
                     frequencies(e, v, freq, sums)
                 else:
                     share_out(e.candidates, v, variants[k].habits.bias, np.float32(0.0), freq, sums)

@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 from nacz.kernels.cdf import GROUP, total_bits
 from nacz.kernels.compile import compiled
 
+from .beside import Beside, make_beside, slots_size
 from .candidates import CLASSES, apply, candidate, learn_weights, make_candidates, share_out, tell, weigh
 from .habits import AGES, GAIN, age, loss_of, make_habits
 from .matches import FOLLOWERS, follow, make_matches
-from .members import BIAS, HABIT, MATCH, NGRAM, RECALL
+from .members import BIAS, BYTES, HABIT, MATCH, NGRAM, RECALL
 from .ngrams import ORDERS, WAYS, count_up, hit, look_up, make_ngrams, slots_for
 from .recall import LEAST, REMEMBERED, compare, make_recall, poll, remember
+from .spelling import Spelling
 from .transformer import Shape
 
 RATE = 0.15  # of the weights of evidence
@@ -62,6 +64,7 @@ class Ensemble(NamedTuple):
     ngrams: Any
     matches: Any
     recall: Any
+    beside: Beside
     clock: Any
     surprise: Any
     members: int
@@ -72,12 +75,14 @@ MakeEnsemble = Callable[[NDArray[np.int64], int, Shape], Ensemble]
 
 
 def make_ensemble(
-    members: int, starts: Any, rows: int, dim: int, vocab: int, preset: Any, normal: int = 0
-) -> Ensemble:
+    members: int, starts: Any, rows: int, dim: int, vocab: int, preset: Any, normal: int = 0,
+    spelling: Spelling | None = None,
+) -> Ensemble:  # fmt: skip
     """A fresh ensemble for a segment whose lanes begin at starts[:-1] and which has starts[-1] tokens.
 
     `rows`: how many hidden states, from the first of the step at hand on, are remembered at most. `normal`: 1 where
-    they have to be divided by their norm. Absent members take no memory.
+    they have to be divided by their norm. spelling: of the vocabulary, which `bytes` needs. Absent members take no
+    memory.
     """
     tokens, rows = int(starts[-1]), rows + len(starts) - 1  # a step more: see `seen_at`
     return Ensemble(
@@ -86,6 +91,7 @@ def make_ensemble(
         ngrams=make_ngrams(tokens if members & NGRAM else 1),
         matches=make_matches(starts if members & MATCH else np.zeros(2, np.int64)),
         recall=make_recall(*((tokens, rows, dim) if members & RECALL else (1, 1, 4)), vocab, normal),
+        beside=make_beside(spelling if members & BYTES else None, tokens, len(starts) - 1),
         clock=np.zeros(1, np.int64),
         surprise=np.zeros(2 * (len(starts) - 1), np.int64),
         members=members,
@@ -99,6 +105,8 @@ def memory(members: int, tokens: int, lanes: int, dim: int, vocab: int) -> int:
         needed += slots_for(tokens) * (8 + 5 * WAYS)
     if members & MATCH:
         needed += 16 * tokens
+    if members & BYTES:
+        needed += slots_size(tokens) + 40 * vocab
     if members & RECALL:
         needed += min(tokens, REMEMBERED + 2 * lanes) * (dim + 12 + 4 * lanes)
     return needed

@@ -24,7 +24,7 @@ from nacz.kernels.cdf import GROUP, find, fix_logits, interval, spread, total_bi
 from nacz.kernels.compile import compiled
 from nacz.predictors.ensemble import Ensemble, adjust, frequencies, learn, make_ensemble, memory
 from nacz.predictors.float_params import ENSEMBLE_VERSION, MAX_FINGERPRINT, MAX_WINDOW, MIN_WINDOW, FloatParams
-from nacz.predictors.members import ALL, RECALL, parse_members
+from nacz.predictors.members import ALL, BYTES, RECALL, parse_members
 from nacz.predictors.preset import preset
 from nacz.segment_coder import LLAMA, TRANSFORMERS, CodecOptions, ModelIdentity, ModelProgress, SegmentProgress
 
@@ -82,7 +82,7 @@ class FloatModelCoder:
         if options.learn:
             raise UsageError(f"the backend `{self.backend}` cannot learn while it codes")
         members = ALL if options.ensemble is None else parse_members(options.ensemble)
-        members &= ~RECALL
+        members &= ~(RECALL | BYTES)
         fingerprint = known.fingerprint.encode("utf-8")[:MAX_FINGERPRINT].decode("utf-8", "ignore")
         tokens = vocabulary.encode(data)
         sinks = min(SINKS, (window - 1) // 2)

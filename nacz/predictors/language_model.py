@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nacz.coder.range_coder import encode_intervals
+from nacz.coder.range_coder import RangeEncoder
 from nacz.errors import CorruptDataError, UnsupportedVersionError, UsageError
 from nacz.formats.varint import decode_varint, encode_varint
 from nacz.kernels.attention import BLOCK
@@ -26,10 +26,11 @@ from nacz.lane_encoding import encode_lanes
 from nacz.lanes import Engine, Progress, lane_lengths
 from nacz.predictors.ensemble import Ensemble, MakeEnsemble, make_ensemble
 from nacz.predictors.learning import MAX_ROWS, Learning
-from nacz.predictors.members import ALL, parse_members
+from nacz.predictors.members import ALL, BYTES, parse_members
 from nacz.predictors.networks import cache_bytes, fitted, make_shape, make_weights, states_have_any_norm
 from nacz.predictors.preset import PRESETS, preset, preset_of
 from nacz.predictors.reach import Near, near_of
+from nacz.predictors.spelling import spelling_of
 from nacz.predictors.transformer import CONTRACT, Shape
 from nacz.segment_coder import (
     LANGUAGE_MODEL,
@@ -215,13 +216,14 @@ class LanguageModelCoder:
         ):
             learning = None
         number = preset_of(model.tokenizer_hash) if members else 0
-        intervals = encode_lanes(
+        coder = RangeEncoder(total_bits(shape.vocab))
+        encode_lanes(
             chosen()[1], shape, make_weights(model), model.vocabulary.bos_id, tokens, lanes, threads,
-            _translated(progress, model, tokens.size, lanes), ensemble=mixed_in(members, number), learning=learning,
-            engine=_engine(model) if learning is None else None,
+            _translated(progress, model, tokens.size, lanes), ensemble=mixed_in(members, number, model),
+            learning=learning, engine=_engine(model) if learning is None else None, coder=coder,
         )  # fmt: skip
         params = Params(window, lanes, int(tokens.size), members, learning, near, number)
-        return params.to_bytes(), encode_intervals(*intervals, total_bits(shape.vocab))
+        return params.to_bytes(), coder.finish()
 
     def decode(
         self, params: bytes, payload: bytes, plain_size: int, *, threads: int, progress: SegmentProgress | None
@@ -237,8 +239,8 @@ class LanguageModelCoder:
             raise CorruptDataError("a segment says that more layers learn than there are")
         tokens = decode_lanes(
             chosen()[1], shape, make_weights(model), model.vocabulary.bos_id, np.frombuffer(payload, np.uint8),
-            p.tokens, p.lanes, threads, _translated(progress, model, p.tokens, p.lanes), mixed_in(p.members, p.preset),
-            p.learning, _engine(model) if p.learning is None else None,
+            p.tokens, p.lanes, threads, _translated(progress, model, p.tokens, p.lanes),
+            mixed_in(p.members, p.preset, model), p.learning, _engine(model) if p.learning is None else None,
         )  # fmt: skip
         return model.vocabulary.decode(tokens)
 
@@ -285,14 +287,17 @@ def _engine(model: LoadedModel) -> Engine | None:
     return engine_for(model, device)
 
 
-def mixed_in(members: int, number: int = 0) -> MakeEnsemble | None:
-    """What makes the ensemble of a segment, from the preset of that number; None without members."""
+def mixed_in(members: int, number: int = 0, model: LoadedModel | None = None) -> MakeEnsemble | None:
+    """What makes the ensemble of a segment, from the preset of that number; None without members. model: whose
+    vocabulary `bytes` spells."""
     if not members:
         return None
     start = preset(number)
+    spelling = spelling_of(model) if model is not None and members & BYTES else None
 
     def make(starts: NDArray[np.int64], ahead: int, shape: Shape) -> Ensemble:
-        return make_ensemble(members, starts, ahead, shape.dim, shape.vocab, start, states_have_any_norm(shape))
+        normal = states_have_any_norm(shape)
+        return make_ensemble(members, starts, ahead, shape.dim, shape.vocab, start, normal, spelling)
 
     return make
 

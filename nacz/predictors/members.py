@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from nacz.errors import UsageError
 
-BIAS, HABIT, NGRAM, MATCH, RECALL = 1, 2, 4, 8, 16
-MEMBERS = {"bias": BIAS, "habit": HABIT, "ngram": NGRAM, "match": MATCH, "recall": RECALL}
+BIAS, HABIT, NGRAM, MATCH, RECALL, BYTES = 1, 2, 4, 8, 16, 32
+# Those that change what is said of tokens; bytes changes how a token is said.
+TOKEN_MEMBERS = {"bias": BIAS, "habit": HABIT, "ngram": NGRAM, "match": MATCH, "recall": RECALL}
+MEMBERS = TOKEN_MEMBERS | {"bytes": BYTES}
+ALL_OF_TOKENS = sum(TOKEN_MEMBERS.values())
 ALL = sum(MEMBERS.values())
 
 
