@@ -14,7 +14,7 @@ __all__ = [
 ]  # fmt: skip
 
 LAST_LEVEL_WITHOUT_WEIGHTS = 3
-FIRST_LEVEL_THAT_LEARNS = 6
+FIRST_LEVEL_THAT_LEARNS = 7
 
 TEXT = "peps-2026.first300000.txt:0:50000"
 TEXT_IN_WORDS = "50,000 bytes of English that the model has not seen"
@@ -77,7 +77,7 @@ def markdown() -> str:
 
 
 def _predictor(level: int) -> str:
-    """In at most 14 characters. From level 6 on the language model learns while it codes."""
+    """In at most 14 characters. From level 7 on the language model learns while it codes."""
     if level <= LAST_LEVEL_WITHOUT_WEIGHTS:
         return "byte model"
     return "language model" if level < FIRST_LEVEL_THAT_LEARNS else "learning model"

@@ -91,8 +91,16 @@ def gemma_cases() -> dict[str, Case]:
     }
 
 
+def text_cases() -> dict[str, Case]:
+    """For the default model, as levels use it: near heads, all of the ensemble."""
+    return {
+        "adapted text": Case(text(2048, 16), lanes=2, window=None, ensemble="all"),
+        "short adapted text": Case(text(400, 17)),  # for emulators
+    }
+
+
 def real_cases() -> dict[str, Case]:
-    """For the default model."""
+    """For the same without its adapter."""
     return {
         "real text": Case(text(2048, 4), lanes=2, window=512),
         "real text, ensemble": Case(text(2048, 9), lanes=2, window=512, ensemble=TOKENS),
@@ -134,14 +142,19 @@ PINNED_REAL = {
     "real text, bytes": "be0505a7b841f46916b954ba6769fb3930962e7cc468db96ee3d4e5858db7677",
     "real text, learning": "6e4503ec39f5b774476a91b06c4124563ad1893c63906ca20af83a892a7b580f",
 }
+PINNED_TEXT = {
+    "adapted text": "a924a3da77ea724c73b93f00e0e5db13237a3d23a84f2dabc93d53422f3981c1",
+    "short adapted text": "11f501ac40c1416e7fc4e2bc7bfce782ec63bbd4396477eca435b375161016b2",
+}
 PINNED_GEMMA = {
     "Gemma, text": "27447fe2dbbac03f328504e0fe57100e3986b527d5993fdedaec6390d1c121ce",
     "Gemma, text, ensemble": "35f911ef33fbce78df900130823fb5ad2f65fd977692848fa3d116a896445d2c",
     "Gemma, short text": "240a7b0f3cdfca15ac0704119c2f8c579302160ce086c324fc1411abaaaa83b3",
 }
-PINNED = PINNED_TINY | PINNED_REAL | PINNED_GEMMA
+PINNED = PINNED_TINY | PINNED_REAL | PINNED_TEXT | PINNED_GEMMA
 TINY = "tiny"
-SETS = {TINY: cases, "smollm2-135m": real_cases, "gemma3-270m": gemma_cases}  # by the model that they are for
+# By the model that they are for.
+SETS = {TINY: cases, "smollm2-135m": real_cases, "smollm2-135m-text": text_cases, "gemma3-270m": gemma_cases}
 
 
 def digest(params: bytes, payload: bytes) -> str:

@@ -284,7 +284,7 @@ def test_the_real_gguf_as_safetensors(folder: Path, tmp_path: Path, monkeypatch:
     """Dequantised to float32: the same model to the bit. To half floats: one that predicts alike, and decodes."""
     monkeypatch.delenv("NACZ_OFFLINE")
     monkeypatch.delenv("NACZ_MODEL_DIR")
-    gguf, known = fetch.ensure_gguf(), store.load_model()
+    gguf, known = fetch.ensure_gguf(), store.load_model(fetch.UNCHANGED)
     monkeypatch.setenv("NACZ_MODEL_DIR", str(folder))
     here = read_checkpoint(gguf)
     names = {own: hub for hub, own in checkpoints.GGUF_NAMES.items()}

@@ -40,6 +40,7 @@ def converting(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return tiny.model()
 
     monkeypatch.setattr(store, "read_checkpoint", lambda path: path)
+    monkeypatch.setattr(store, "adapted", lambda checkpoint, data: checkpoint)
     monkeypatch.setattr(store, "convert", convert)
     monkeypatch.setattr(store, "tokenizer_of", lambda checkpoint: tiny.tokenizer())
     monkeypatch.setattr(store.fetch, "ensure_gguf", lambda name, **kwargs: folder / "weights.gguf")
@@ -272,8 +273,9 @@ def test_calls_for_the_command_line(folder: Path, converting: list[str]) -> None
 
 
 @pytest.mark.weights
-def test_the_real_conversion_is_pinned() -> None:
-    assert store.conversion_hash() == store.PINNED[NAME]
+@pytest.mark.parametrize("name", [fetch.DEFAULT, fetch.UNCHANGED])
+def test_the_real_conversion_is_pinned(name: str) -> None:
+    assert store.conversion_hash(name) == store.PINNED[name]
 
 
 @pytest.mark.weights

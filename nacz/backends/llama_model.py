@@ -31,7 +31,8 @@ def load(model: str | None, offline: bool, progress: BackendProgress | None) -> 
     known = [source.name for source in fetch.known_models()]
     if model is None or model in known:
         report = None if progress is None else lambda done, total: progress("fetch", done, total)
-        path, name = fetch.ensure_gguf(model or fetch.DEFAULT, offline=offline, progress=report), model or fetch.DEFAULT
+        name = model or fetch.UNCHANGED
+        path = fetch.ensure_gguf(name, offline=offline, progress=report)
     else:
         path = Path(model)
         name = re.sub(r"[^a-z0-9._-]", "-", path.stem.lower()).lstrip("._-")[:64]

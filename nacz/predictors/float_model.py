@@ -210,7 +210,7 @@ def memory_of(header: SegmentHeader, model: str | None, offline: bool) -> int:
     p = FloatParams.from_bytes(header.params, header.plain_size)
     from nacz.weights import fetch
 
-    path = str(fetch.gguf_path(fetch.DEFAULT)) if model is None else model
+    path = str(fetch.gguf_path(fetch.UNCHANGED)) if model is None else model
     size = _size(path)
     return 2 * size + 4096 * p.window + memory(p.members, p.tokens, 1, 4, 1 << 18)
 

@@ -60,13 +60,12 @@ _RATES = ((6, Learning(6, 15, 512)), (12, Learning(12, 12, 512)), (256, Learning
 
 class _Effort(NamedTuple):
     """What a level buys: tokens of context, the same and a table of near heads where the model has one, how long a lane
-    must be before another one starts, how the network learns and from how many tokens on, and what mixes in."""
+    must be before another one starts, how the network learns, and what mixes in."""
 
     window: int
     near: tuple[int, int]
     lane_tokens: int
     learning: Learning | None = None
-    learns_from: int = 0
     members: int = ALL
 
 
@@ -74,8 +73,7 @@ class _Effort(NamedTuple):
 EFFORTS = {
     4: _Effort(512, (8_192, 1), 3_000),
     5: _Effort(1_024, (8_192, 2), 4_500),
-    # On less, the trial whether to learn takes more time than learning is worth at this level.
-    6: _Effort(2_048, (8_192, 3), 6_000, _RATES[0][1], 8_192),
+    6: _Effort(2_048, (8_192, 3), 6_000),
     7: _Effort(2_048, (8_192, 3), 16_000, _RATES[1][1]),
     8: _Effort(4_096, (8_192, 4), 32_000, Learning(256, 6, 512)),
     9: _Effort(8_192, (8_192, 0), 100_000, _RATES[2][1]),
@@ -200,9 +198,7 @@ class LanguageModelCoder:
         if lanes > MAX_LANES or cache_bytes(fitted(shape, longest), lanes) > MAX_CACHE:
             raise UsageError(f"too many lanes for a decoder's memory: {lanes}")
         members = effort.members if options.ensemble is None else parse_members(options.ensemble)
-        learning = effort.learning if tokens.size >= effort.learns_from else None
-        if options.learn is not None:
-            learning = learning_of(options.learn)
+        learning = effort.learning if options.learn is None else learning_of(options.learn)
         if isinstance(model.architecture, GeneralArchitecture):
             if options.learn:
                 raise UsageError("this kind of model cannot learn while it codes; leave out --learn")

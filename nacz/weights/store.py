@@ -50,6 +50,7 @@ from nacz.errors import ModelError, ModelMismatchError, ModelMissingError
 from nacz.files import atomic_output
 from nacz.tokens import Tokenizer
 from nacz.weights import fetch
+from nacz.weights.adapter import adapted, packaged
 from nacz.weights.checkpoint import Checkpoint, read_checkpoint
 from nacz.weights.conversion import convert, tokenizer_of
 from nacz.weights.exact import CONVERSION, Architecture, ExactModel, array_layout
@@ -335,7 +336,7 @@ def load_model(
 
 def conversion_hash(name: str = fetch.DEFAULT) -> str:
     """Weights hash (hex) that converting a known model's GGUF gives on this machine now. For pinning."""
-    return weights_hash_of(_converted(fetch.ensure_gguf(name), None)).hex()
+    return weights_hash_of(_converted(fetch.ensure_gguf(name), None, fetch.source(name).adapter)).hex()
 
 
 def check_exact(name: str = fetch.DEFAULT) -> str:
@@ -365,7 +366,7 @@ def _known(name: str, offline: bool, progress: Progress | None, accept: bool) ->
             return model
     gguf = fetch.ensure_gguf(name, offline=offline, progress=_stage(progress, "fetch"), accept=accept)
     fetch.verify_gguf(name)
-    converted = _converted(gguf, progress)
+    converted = _converted(gguf, progress, fetch.source(name).adapter)
     found = weights_hash_of(converted).hex()
     if pin is not None and found != pin:
         raise ModelMismatchError(
@@ -375,8 +376,9 @@ def _known(name: str, offline: bool, progress: Progress | None, accept: bool) ->
     return _keep(converted, path)
 
 
-def _converted(path: Path, progress: Progress | None) -> ExactModel:
-    return converted(read_checkpoint(path), progress)
+def _converted(path: Path, progress: Progress | None, adapter: str = "") -> ExactModel:
+    checkpoint = read_checkpoint(path)
+    return converted(adapted(checkpoint, packaged(adapter)) if adapter else checkpoint, progress)
 
 
 def converted(checkpoint: Checkpoint, progress: Progress | None = None) -> ExactModel:
