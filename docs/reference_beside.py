@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from reference_byte_model import FIRST_GUESS, HALF, M32, NEXT, STRETCH, Past, learn, mix
+from reference_byte_model import FIRST_GUESS, HALF, M32, NEXT, STRETCH, Past, learn, logistic_table, mix
 
 N, SETS = 14, 6  # contexts, sets of weights
 FIRST_ROWS = (0, 72, 328, 463, 719, 975)  # of each set
@@ -21,22 +21,7 @@ ONE = 1 << 22
 Decide = Callable[[int, int], int]
 
 
-def chance_table() -> list[int]:
-    """[x + 3072]: 2^22 / (1 + exp(-x / 256)), at least 16 away from 0 and 2^22."""
-    one = 1 << 96
-    step = term = one
-    for k in range(1, 24):
-        term //= 256 * k
-        step += term
-    table, power = [0] * 6144, one
-    for x in range(3072):
-        p = min((ONE * power) // (power + one), ONE - 16)
-        table[3072 + x], table[3072 - x] = p, ONE - p
-        power = power * step >> 96
-    return table
-
-
-CHANCE = chance_table()
+CHANCE = logistic_table(ONE, 16)
 LOG2 = [((513 + 2 * m) ** 4096).bit_length() - 1 - 9 * 4096 for m in range(256)]
 
 

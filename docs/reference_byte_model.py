@@ -64,8 +64,8 @@ BINARY, TABLE = 1, 2  # kinds, added: no text, and of that a table or a picture
 # -- tables -----------------------------------------------------------------------------------------------------------
 
 
-def squash_table() -> list[int]:
-    """[x + 3072]: 65536 / (1 + exp(-x / 256)), in 1 .. 65535."""
+def logistic_table(scale: int, margin: int) -> list[int]:
+    """[x + 3072]: scale / (1 + exp(-x / 256)), at least `margin` away from 0 and from `scale`."""
     one = 1 << 96
     step = term = one
     for k in range(1, 24):
@@ -73,14 +73,14 @@ def squash_table() -> list[int]:
         step += term
     table, power = [0] * 6144, one
     for x in range(3072):
-        p = min(max((65536 * power) // (power + one), 1), 65535)
-        table[3072 + x], table[3072 - x] = p, 65536 - p
+        p = min((scale * power) // (power + one), scale - margin)
+        table[3072 + x], table[3072 - x] = p, scale - p
         power = power * step >> 96
     table[0] = table[1]
     return table
 
 
-SQUASH = squash_table()
+SQUASH = logistic_table(65536, 1)
 # [p >> 4]: how many values of squash are below the middle of the step, as a logit
 STRETCH = [
     int(v) for v in np.clip(np.searchsorted(SQUASH[1:], np.arange(4096) * 16 + 8) - LOGIT_MAX, -2047, 2047)

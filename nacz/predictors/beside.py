@@ -26,6 +26,7 @@ from .bytemodel.slots import adapt, find_slot, row_hash
 from .bytemodel.tables import (
     LOGIT_MAX,
     initial_probability_table,
+    logistic_table,
     next_state_table,
     reciprocal_table,
     stretch_table,
@@ -92,24 +93,6 @@ class Beside(NamedTuple):
 
 
 @functools.cache
-def chance_table() -> Any:
-    """[x + LOGIT_MAX + 1]: 2^22 / (1 + exp(-x / 256)), at least 16 away from 0 and from 2^22."""
-    one = 1 << 96
-    step, term = one, one
-    for k in range(1, 24):  # exp(1/256) by its series
-        term = term // (256 * k)
-        step += term
-    table = np.zeros(2 * ORIGIN, np.int32)
-    power = one
-    for x in range(ORIGIN):
-        p = min((ONE * power) // (power + one), ONE - 16)
-        table[ORIGIN + x], table[ORIGIN - x] = p, ONE - p
-        power = power * step >> 96
-    table[0] = table[1]
-    return table
-
-
-@functools.cache
 def logarithm_table() -> Any:
     """[m]: 4096 log2(1 + (2 m + 1) / 512), cut to an integer."""
     return np.array([((513 + 2 * m) ** 4096).bit_length() - 1 - 9 * 4096 for m in range(256)], np.int32)
@@ -152,7 +135,7 @@ def make_beside(spelling: Spelling | None, tokens: int, lanes: int) -> Beside:
         answer=np.zeros(SETS, np.int64),
         next_state=next_state_table(),
         stretch=stretch_table(),
-        chance=chance_table(),
+        chance=logistic_table(ONE, 16),
         reciprocal=reciprocal_table(),
         logarithm=logarithm_table(),
         rate=np.array([SLOW, FAST, FADES, FINAL_RATE], np.int64),

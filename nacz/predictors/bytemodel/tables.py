@@ -23,8 +23,8 @@ I32 = npt.NDArray[np.int32]
 
 
 @functools.cache
-def squash_table() -> I32:
-    """squash[x + LOGIT_MAX + 1] = 65536 / (1 + exp(-x / 256)), kept inside 1..65535."""
+def logistic_table(scale: int, margin: int) -> I32:
+    """[x + LOGIT_MAX + 1]: scale / (1 + exp(-x / 256)), cut, at least `margin` away from 0 and from `scale`."""
     one = 1 << 96
     step, term = one, one
     for k in range(1, 24):  # exp(1/256) by its series
@@ -33,13 +33,17 @@ def squash_table() -> I32:
     table = np.zeros(2 * (LOGIT_MAX + 1), dtype=np.int32)
     power = one
     for x in range(LOGIT_MAX + 1):
-        p = (65536 * power) // (power + one)
-        p = min(max(p, 1), 65535)
+        p = min((scale * power) // (power + one), scale - margin)
         table[LOGIT_MAX + 1 + x] = p
-        table[LOGIT_MAX + 1 - x] = 65536 - p
+        table[LOGIT_MAX + 1 - x] = scale - p
         power = power * step >> 96
     table[0] = table[1]
     return table
+
+
+def squash_table() -> I32:
+    """squash[x + LOGIT_MAX + 1] = 65536 / (1 + exp(-x / 256)), kept inside 1..65535."""
+    return logistic_table(65536, 1)
 
 
 @functools.cache
