@@ -17,7 +17,15 @@ from typing import Any
 import numpy as np
 from nacz.kernels.compile import compiled
 from nacz.kernels.ops import iadd, imul, isub, power_of_two
-from nacz.kernels.spans import add_span, scale_span, signed_bytes, turned_bytes, turned_signed, weigh_span  # fmt: skip
+from nacz.kernels.spans import (
+    add_span,
+    scale_span,
+    signed_bytes,
+    turned_bytes,
+    turned_signed,
+    weigh_span,
+    weigh_whole,
+)  # fmt: skip
 from nacz.kernels.tiles import SUMS, SUMS_AHEAD, tile
 
 BLOCK = 128  # positions per cache block; also what one step of the power-of-two probability scale covers
@@ -131,11 +139,16 @@ def attend(
                 _sums(kern, mr, q, q_at, HEAD, kv, at + (BYTES >> 1), HEAD, sums, 64, BLOCK)
                 for r in range(mr):
                     j = row + first + r
-                    seen = BLOCK if block < current else position + j // group - block * BLOCK + 1
-                    whole, some, exponent = weigh_span(
-                        sums, r * BLOCK, key_sum, key_step, value_step, slot * BLOCK, q_step[turned + j],
-                        np.int32(seen), p, r * BLOCK,
-                    )  # fmt: skip
+                    if block < current:
+                        whole, some, exponent = weigh_whole(
+                            sums, r * BLOCK, key_sum, key_step, value_step, slot * BLOCK, q_step[turned + j],
+                            p, r * BLOCK,
+                        )  # fmt: skip
+                    else:
+                        whole, some, exponent = weigh_span(
+                            sums, r * BLOCK, key_sum, key_step, value_step, slot * BLOCK, q_step[turned + j],
+                            np.int32(position + j // group - block * BLOCK + 1), p, r * BLOCK,
+                        )  # fmt: skip
                     total[first + r] += np.float64(some) * power_of_two(whole)
                     factor[r] = power_of_two(isub(iadd(whole, exponent), 134))
                 # |sum| <= 128 * 255 * 127 < 2^22

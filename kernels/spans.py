@@ -85,15 +85,15 @@ class _Emit:
         return self.builder.call(f, [vector])
 
     def int_exp2(self, distance: Any) -> Any:
-        """rows.int_exp2 with FRACTION fraction bits."""
+        """rows.int_exp2 with FRACTION fraction bits, whose powers of two are put into the polynomial: multiplying by
+        them is exact, so it commutes with rounding, and two multiplications less are made."""
         b = self.builder
         whole = self.smaller(b.ashr(distance, self.ints(FRACTION)), self.ints(31))
         part = b.sitofp(b.and_(distance, self.ints((1 << FRACTION) - 1)), VF)
-        f = b.fmul(part, self.floats(2.0**-FRACTION))
-        y = self.floats(HALF_POWER[4])
-        for c in HALF_POWER[3::-1]:
-            y = b.fadd(b.fmul(y, f), self.floats(c))
-        return b.ashr(b.fptosi(b.fmul(y, self.floats(2.0**23)), VI), whole)
+        y = self.floats(HALF_POWER[4] * 2.0 ** (23 - 4 * FRACTION))
+        for i in range(3, -1, -1):
+            y = b.fadd(b.fmul(y, part), self.floats(HALF_POWER[i] * 2.0 ** (23 - i * FRACTION)))
+        return b.ashr(b.fptosi(y, VI), whole)
 
 
 def _span(signature: Any, emit: Callable[[_Emit], Any]) -> tuple[Any, Callable[..., Any]]:
@@ -104,6 +104,41 @@ def _span(signature: Any, emit: Callable[[_Emit], Any]) -> tuple[Any, Callable[.
         return context.get_dummy_value() if result is None else result
 
     return signature, codegen
+
+
+def weigh(e: _Emit, out: int, begin: Any = None, seen: Any = None) -> Any:
+    """The body of `weigh_span`. Arguments as there up to the step; out: the number of that with the result's array.
+    begin, seen: keys before and from there on are masked, None for none."""
+    b = e.builder
+    dot, less, scale = e.address(0, 1, 4), e.address(2, 5, 4), e.address(3, 5, 4)
+    value, result, factor = e.address(4, 5, 4), e.address(out, out + 1, 1), e.splat(e.args[6], VF)
+    top, scores = e.ints(MASKED), []
+    for i in range(SPAN // LANES):
+        v = b.sitofp(b.sub(e.load(dot, i, VI), e.load(less, i, VI)), VF)
+        v = b.fmul(b.fmul(v, e.load(scale, i, VF)), factor)
+        t = b.fptosi(e.smaller(e.larger(v, e.floats(-LIMIT)), e.floats(LIMIT)), VI)
+        place = ir.Constant(VI, [LANES * i + j for j in range(LANES)])
+        if seen is not None:
+            t = b.select(b.icmp_signed("<", place, e.splat(seen, VI)), t, e.ints(MASKED))
+        if begin is not None:
+            t = b.select(b.icmp_signed(">=", place, e.splat(begin, VI)), t, e.ints(MASKED))
+        scores.append(t)
+        top = e.larger(top, t)
+    whole = b.ashr(b.add(e.reduce("smax", top), I32((1 << FRACTION) - 1)), I32(FRACTION))
+    peak = e.splat(b.shl(whole, I32(FRACTION)), VI)
+    total, high, weights = e.ints(0), e.ints(0), []
+    for i, t in enumerate(scores):
+        p = e.int_exp2(b.sub(peak, t))
+        total = b.add(total, p)
+        w = b.fmul(b.sitofp(p, VF), e.load(value, i, VF))
+        weights.append(w)
+        high = e.larger(high, b.bitcast(w, VI))
+    exponent = e.larger_scalar(b.ashr(e.reduce("smax", high), I32(23)), I32(16))
+    unit = e.splat(b.bitcast(b.shl(b.sub(I32(2 * 127 + 7), exponent), I32(23)), F32), VF)
+    for i, w in enumerate(weights):
+        q = e.smaller(b.fptosi(b.fadd(b.fmul(w, unit), e.floats(0.5)), VI), e.ints(255))
+        e.store(b.trunc(q, ir.VectorType(I8, LANES)), result, i, size=1)
+    return e.context.make_tuple(b, types.UniTuple(types.int32, 3), [whole, e.reduce("add", total), exponent])
 
 
 @intrinsic
@@ -118,40 +153,23 @@ def weigh_span(
     exponent = the larger of 16 and the biased exponent of the largest w; out[to+j] = min(255, floor(w_j *
     2^(134-exponent) + 1/2)). Returns (whole, sum of e, exponent), int32 each. All 128 numbers stay in registers.
     """
-
-    def emit(e: _Emit) -> Any:
-        b = e.builder
-        dot, less, scale = e.address(0, 1, 4), e.address(2, 5, 4), e.address(3, 5, 4)
-        value, result = e.address(4, 5, 4), e.address(8, 9, 1)
-        factor, limit = e.splat(e.args[6], VF), e.splat(e.args[7], VI)
-        top, scores = e.ints(MASKED), []
-        for i in range(SPAN // LANES):
-            v = b.sitofp(b.sub(e.load(dot, i, VI), e.load(less, i, VI)), VF)
-            v = b.fmul(b.fmul(v, e.load(scale, i, VF)), factor)
-            t = b.fptosi(e.smaller(e.larger(v, e.floats(-LIMIT)), e.floats(LIMIT)), VI)
-            place = ir.Constant(VI, [LANES * i + j for j in range(LANES)])
-            t = b.select(b.icmp_signed("<", place, limit), t, e.ints(MASKED))
-            scores.append(t)
-            top = e.larger(top, t)
-        whole = b.ashr(b.add(e.reduce("smax", top), I32((1 << FRACTION) - 1)), I32(FRACTION))
-        peak = e.splat(b.shl(whole, I32(FRACTION)), VI)
-        total, high, weights = e.ints(0), e.ints(0), []
-        for i, t in enumerate(scores):
-            p = e.int_exp2(b.sub(peak, t))
-            total = b.add(total, p)
-            w = b.fmul(b.sitofp(p, VF), e.load(value, i, VF))
-            weights.append(w)
-            high = e.larger(high, b.bitcast(w, VI))
-        exponent = e.larger_scalar(b.ashr(e.reduce("smax", high), I32(23)), I32(16))
-        unit = e.splat(b.bitcast(b.shl(b.sub(I32(2 * 127 + 7), exponent), I32(23)), F32), VF)
-        for i, w in enumerate(weights):
-            q = e.smaller(b.fptosi(b.fadd(b.fmul(w, unit), e.floats(0.5)), VI), e.ints(255))
-            e.store(b.trunc(q, ir.VectorType(I8, LANES)), result, i, size=1)
-        return e.context.make_tuple(b, types.UniTuple(types.int32, 3), [whole, e.reduce("add", total), exponent])
-
     i, f = types.int64, types.float32
     return _span(
-        types.UniTuple(types.int32, 3)(sums, i, key_sum, key_step, value_step, i, f, types.int32, out, i), emit
+        types.UniTuple(types.int32, 3)(sums, i, key_sum, key_step, value_step, i, f, types.int32, out, i),
+        lambda e: weigh(e, 8, seen=e.args[7]),
+    )
+
+
+@intrinsic
+def weigh_whole(
+    typingctx: Any, sums: Any, at: Any, key_sum: Any, key_step: Any, value_step: Any, index: Any, step: Any,
+    out: Any, to: Any,
+) -> Any:  # fmt: skip
+    """`weigh_span` for a query that sees the whole block, as most do: a comparison and a choice less for each key."""
+    i, f = types.int64, types.float32
+    return _span(
+        types.UniTuple(types.int32, 3)(sums, i, key_sum, key_step, value_step, i, f, out, i),
+        lambda e: weigh(e, 7),
     )
 
 

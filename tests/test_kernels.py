@@ -14,7 +14,7 @@ import tiny
 from exact_inputs import F, each_kernel, floats, put, same, sha, whole
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nacz.kernels import cdf, gemm, rope, rows
+from nacz.kernels import cdf, gemm, rope, rows, spans
 from nacz.kernels import reference as ref
 from nacz.kernels.compile import compiled
 from numpy.typing import NDArray
@@ -215,6 +215,28 @@ def test_angles() -> None:
         same(sin[32:64], s)
         angle = position * 100000.0 ** (-np.arange(32) / 32)
         assert np.abs(c - np.cos(angle)).max() < 2.0**-22 and np.abs(s - np.sin(angle)).max() < 2.0**-22
+
+
+@compiled
+def sums_of_spans(sums: Any, key_sum: Any, ones: Any, least: int, masked: Any, whole: Any, out: Any) -> None:
+    for d in range(masked.size):
+        sums[1] = sums[0] - d
+        masked[d] = spans.weigh_span(sums, 0, key_sum, ones, ones, 0, np.float32(1.0), np.int32(2), out, 0)[1]
+        sums[2:] = least
+        whole[d] = spans.weigh_whole(sums, 0, key_sum, ones, ones, 0, np.float32(1.0), out, 0)[1]
+        sums[2:] = sums[0]
+
+
+def test_exp2_of_spans_for_every_fraction() -> None:
+    """A query with a key at the largest score and one at each distance below: the sum of both is what is returned. In
+    the vector code the polynomial has other factors, all powers of two away, and must not differ in a bit."""
+    distances = np.arange(34 << 14, dtype=np.int64)
+    sums, zeros = np.full(128, 3 << 14, np.int32), np.zeros(128, np.int32)
+    masked, whole = np.empty(distances.size, np.int32), np.empty(distances.size, np.int32)
+    sums_of_spans(sums, zeros, np.ones(128, np.float32), -(500 << 14), masked, whole, np.zeros(128, np.uint8))
+    expected = ref.int_exp2(distances * 0, 14) + ref.int_exp2(distances, 14)
+    np.testing.assert_array_equal(masked, expected)
+    np.testing.assert_array_equal(whole, expected)
 
 
 # -- attention --------------------------------------------------------------------------------------------------------
