@@ -18,14 +18,15 @@ import tiny
 from cli_runner import Nacz
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nacz.coder.range_coder import encode_intervals
+from nacz.coder.range_coder import RangeEncoder
+from numpy.typing import NDArray
 
 from nacz.explain import costs as costs_module
 from nacz.explain.costs import ALTERNATIVES, Costs, explain
 from nacz.explain.page import page
 from nacz.explain.passages import curve, passages, readable
 from nacz.predictors.language_model import mixed_in
-from nacz.predictors.members import ALL_OF_TOKENS, TOKEN_MEMBERS
+from nacz.predictors.members import ALL, ALL_OF_TOKENS, BYTES, MEMBERS
 from nacz.weights import store
 
 TEXT = ("The end of the nation is in the hands of the other. \u00fcber \u4e2d\u6587\n" * 8).encode() + b"\x00\xff\xc3"
@@ -49,29 +50,42 @@ def test_costs_are_those_of_the_coder(model: store.LoadedModel) -> None:
     tokens = model.vocabulary.encode(TEXT)
     shape, weights = make_shape(model.architecture, 256), make_weights(model)
 
-    def ideal(members: int) -> float:
-        low, freq = encode_lanes(
-            chosen()[1], shape, weights, model.vocabulary.bos_id, tokens, 1, 1, ensemble=mixed_in(members)
-        )
-        bits = float(np.sum(24 - np.log2(freq.astype(np.float64))))
-        assert abs(bits / 8 - len(encode_intervals(low, freq))) < 5
-        return bits
+    class Listener(RangeEncoder):
+        bits = 0.0
 
-    assert abs(float(found.bits.sum(dtype=np.float64)) - ideal(ALL_OF_TOKENS)) < 0.01
-    assert abs(float(found.predictors["language model"].sum(dtype=np.float64)) - ideal(0)) < 0.01
-    assert found.bits_per_byte == pytest.approx(ideal(ALL_OF_TOKENS) / len(TEXT), rel=1e-5)
+        def encode(self, low: NDArray[np.uint32], freq: NDArray[np.uint32]) -> None:
+            self.bits += float(np.sum(24 - np.log2(freq.astype(np.float64))))
+            super().encode(low, freq)
+
+    def ideal(members: int) -> float:
+        coder = Listener(24)
+        encode_lanes(
+            chosen()[1], shape, weights, model.vocabulary.bos_id, tokens, 1, 1,
+            ensemble=mixed_in(members, 0, model), coder=coder,
+        )  # fmt: skip
+        assert abs(coder.bits / 8 - len(coder.finish())) < 5
+        return coder.bits
+
+    def paid(bits: NDArray[np.float32]) -> float:
+        return float(bits.sum(dtype=np.float64))
+
+    assert abs(paid(found.bits) - ideal(ALL)) < 0.01
+    assert abs(paid(found.without["bytes"]) - ideal(ALL_OF_TOKENS)) < 0.01
+    assert abs(paid(found.only["bytes"]) - ideal(BYTES)) < 0.01
+    assert abs(paid(found.predictors["language model"]) - ideal(0)) < 0.01
+    assert found.bits_per_byte == pytest.approx(ideal(ALL) / len(TEXT), rel=1e-5)
 
 
 def test_members_are_told_apart(model: store.LoadedModel) -> None:
     """Looking at what members say alone changes nothing of what they learn together."""
     found = explain(TEXT, model, window=256)
-    assert list(found.only) == list(found.without) == list(TOKEN_MEMBERS)
+    assert list(found.only) == list(found.without) == list(MEMBERS)
     alone = found.predictors["language model"]
-    for name in TOKEN_MEMBERS:
+    for name in MEMBERS:
         assert found.only[name].size == found.without[name].size == found.bits.size
         assert not np.array_equal(found.only[name], alone) and not np.array_equal(found.without[name], found.bits)
     names, carried = found.carriers()
-    assert names == ["language model", *TOKEN_MEMBERS] and carried.dtype == np.uint8 and carried.max() < len(names)
+    assert names == ["language model", *MEMBERS] and carried.dtype == np.uint8 and carried.max() < len(names)
     few = alone - found.bits < 0.1
     assert few.any() and (~few).any() and (carried[few] == 0).all() and (carried[~few] > 0).all()
     for unit in np.flatnonzero(~few):
@@ -91,7 +105,7 @@ def test_alternatives_are_the_most_probable(model: store.LoadedModel) -> None:
     first = found.data[: found.lengths[0]]
     for k in range(ALTERNATIVES):
         if found.words[int(found.alternatives[0, k])] == first:
-            assert found.bits[0] == pytest.approx(-np.log2(found.chances[0, k]), abs=1e-3)
+            assert found.without["bytes"][0] == pytest.approx(-np.log2(found.chances[0, k]), abs=1e-3)
 
 
 def test_threads_and_stretches_change_nothing(model: store.LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +114,7 @@ def test_threads_and_stretches_change_nothing(model: store.LoadedModel, monkeypa
     one = explain(TEXT, model, window=256, threads=1)
     two = explain(TEXT, model, window=256, threads=3, report=lambda done, total: seen.append((done, total)))
     assert np.array_equal(one.bits, two.bits) and np.array_equal(one.alternatives, two.alternatives)
-    assert all(np.array_equal(one.without[name], two.without[name]) for name in TOKEN_MEMBERS)
+    assert all(np.array_equal(one.without[name], two.without[name]) for name in MEMBERS)
     assert seen[-1][0] == seen[-1][1] == model.vocabulary.encode(TEXT).size
 
     class Enough(Exception):
@@ -165,7 +179,7 @@ def made(n: int, *, several: bool = False) -> Costs:
     predictors, only, without = {"language model": bits}, {}, {}
     if several:
         predictors = {"language model": (bits + rng.exponential(0.3, n)).astype(np.float32), "byte model": 2 * bits}
-        for name in TOKEN_MEMBERS:
+        for name in MEMBERS:
             only[name] = (bits + rng.exponential(0.2, n)).astype(np.float32)
             without[name] = (bits + rng.normal(0.1, 0.2, n)).astype(np.float32)
     lengths = np.array([len(words[i]) for i in which], np.int32)
@@ -207,7 +221,7 @@ def test_explain_as_people_call_it(run: Nacz, tmp_path: Path) -> None:
     assert run("explain", "text", "--model", weights) == 0
     lines = run.out.decode().splitlines()
     assert re.fullmatch(rf"text: {len(TEXT):,} bytes cost [\d,]+ bytes, [\d.]+ bits per byte", lines[0])
-    for name, line in zip(TOKEN_MEMBERS, lines[3:], strict=False):
+    for name, line in zip(MEMBERS, lines[3:], strict=False):
         assert re.fullmatch(rf"{name} +\d+ +\d+ +[\d.]+ %", line)
     assert run("explain", "text", "--model", weights, "--html", "out.html") == 0
     made_page = (tmp_path / "out.html").read_text(encoding="utf-8")
@@ -279,13 +293,13 @@ def test_in_a_browser(browser: Any, tmp_path: Path) -> None:
     assert chosen == next(i for i in range(1, 4000) if names[carried[i]] == "match")
     shown = tab.inner_text("#details")
     others = ("byte model", "language model")
-    assert "Carried by match." in shown and all(name in shown for name in (*TOKEN_MEMBERS, *others))
+    assert "Carried by match." in shown and all(name in shown for name in (*MEMBERS, *others))
     table = tab.inner_text("#predictors").splitlines()
     names = [line.split("\t")[0] for line in table[1:]]
-    assert names == ["all together", "language model", "byte model", *TOKEN_MEMBERS]
+    assert names == ["all together", "language model", "byte model", *MEMBERS]
     assert all(line.endswith("%") for line in table[4:])
     tab.click("#savingsBox summary")
-    assert tab.locator("#savings polyline").count() == len(TOKEN_MEMBERS) + 1
+    assert tab.locator("#savings polyline").count() == len(MEMBERS) + 1
     tab.locator("#savings").click(position={"x": 500, "y": 40})
     tab.locator("#passages button").first.click()
     assert tab.locator(".now").count() == 1

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from nacz.explain.mixture import CHUNK, Mixture, choices
 from nacz.kernels.cdf import total_bits
 from nacz.kernels.dispatch import chosen
-from nacz.predictors.members import TOKEN_MEMBERS
+from nacz.predictors.members import MEMBERS
 from nacz.predictors.networks import fitted, forward, make_cache, make_scratch, make_shape, make_weights
 from nacz.predictors.preset import preset_of
+from nacz.predictors.spelling import spelling_of
 from nacz.predictors.transformer import Group, Shape, Weights, make_trace
 from nacz.row_coding import Rows, keep_rows, make_rows
 from nacz.tokens import Tokenizer
@@ -49,7 +50,7 @@ class Costs:
     lengths       int32[n], bytes of each unit; they sum to len(data)
     bits          float32[n], what each unit cost, with the language model and all of the ensemble
     alternatives  int32[n, 5], the most probable tokens for the first token of the unit, best first
-    chances       float32[n, 5], their probabilities
+    chances       float32[n, 5], their probabilities before bytes are mixed in
     words         bytes of each token id that occurs in `alternatives`
     predictors    name to float32[n]: what a predictor alone would have paid; the language model is one of them
     only          member to float32[n]: what it would have been with this member of the ensemble alone
@@ -93,8 +94,9 @@ def explain(
     tokens = vocabulary.encode(data)
     shape, weights = make_shape(model.architecture, window), make_weights(model)
     shape = fitted(shape, min(tokens.size, STRETCH))
-    number = preset_of(model.tokenizer_hash)
-    mixture = Mixture(chosen()[1], shape, weights, tokens, ALTERNATIVES, number)
+    mixture = Mixture(
+        chosen()[1], shape, weights, tokens, ALTERNATIVES, spelling_of(model), preset_of(model.tokenizer_hash)
+    )
     lock, done = Lock(), [0]
 
     def count(some: int) -> None:
@@ -126,9 +128,7 @@ def explain(
             raise
     first, lengths = _units(data, tokens, vocabulary)
     total = total_bits(shape.vocab)
-    bits = total - np.log2(np.maximum(mixture.seen.freq, 1).astype(np.float64))
-    if first.size:
-        bits = np.add.reduceat(bits, first, axis=0)
+    bits = np.add.reduceat(mixture.seen.bits, first, axis=0) if first.size else mixture.seen.bits
     of = dict(zip(choices(), np.ascontiguousarray(bits.T.astype(np.float32)), strict=True))
     alternatives = mixture.seen.best[first]
     words = {int(token): vocabulary.token_bytes(int(token)) for token in np.unique(alternatives)}
@@ -136,8 +136,8 @@ def explain(
         data, lengths, of["all"], alternatives,
         (mixture.seen.best_freq[first] / float(1 << total)).astype(np.float32), words,
         {LANGUAGE_MODEL: of["none"]},
-        {name: of[f"only {name}"] for name in TOKEN_MEMBERS},
-        {name: of[f"without {name}"] for name in TOKEN_MEMBERS},
+        {name: of[f"only {name}"] for name in MEMBERS},
+        {name: of[f"without {name}"] for name in MEMBERS},
     )  # fmt: skip
 
 

@@ -1,8 +1,9 @@
 """What the ensemble makes of the language model's distributions: with all members, with none, with one, without one.
 
 At each token the members that have learned together so far are also asked alone, and all but one of them. What they
-would have said is looked at and forgotten; what is learned is what an archive's ensemble learns. Knows hidden rows and
-the ensemble; does not know text, threads or pages.
+would have said is looked at and forgotten; what is learned is what an archive's ensemble learns. Bytes, which have to
+know all decisions of a token to learn, learn from each of these distributions for themselves. Knows hidden rows and the
+ensemble; does not know text, threads or pages.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nacz.arrays import aligned
-from nacz.kernels.cdf import GROUP, fix_logits, interval, spread
+from nacz.kernels.cdf import GROUP, fix_logits, interval, spread, total_bits
 from nacz.kernels.compile import compiled
+from nacz.predictors.beside import make_beside
 from nacz.predictors.candidates import share_out
 from nacz.predictors.ensemble import adjust, frequencies, learn, make_ensemble, recall_rows, remember_row, seen_at
-from nacz.predictors.members import ALL_OF_TOKENS, BIAS, TOKEN_MEMBERS
+from nacz.predictors.members import ALL, BIAS, BYTES, MEMBERS
 from nacz.predictors.networks import head, states_have_any_norm
 from nacz.predictors.preset import preset
 from nacz.predictors.recall import width
+from nacz.predictors.spell import spell
+from nacz.predictors.spelling import Spelling
 from nacz.predictors.transformer import Shape, Weights
 
 __all__ = ["CHUNK", "Mixture", "Seen", "choices"]
@@ -31,53 +35,61 @@ _HEAD_ROWS = 24
 def choices() -> dict[str, int]:
     """Names and members of the distributions that are looked at: none, each one alone, all but one, and last all."""
     found = {"none": 0}
-    found |= {f"only {name}": bit for name, bit in TOKEN_MEMBERS.items()}
-    found |= {f"without {name}": ALL_OF_TOKENS & ~bit for name, bit in TOKEN_MEMBERS.items()}
-    return found | {"all": ALL_OF_TOKENS}
+    found |= {f"only {name}": bit for name, bit in MEMBERS.items()}
+    found |= {f"without {name}": ALL & ~bit for name, bit in MEMBERS.items()}
+    return found | {"all": ALL}
 
 
 class Seen(NamedTuple):
-    """What came of n tokens: freq int64[n, choices], of a total of 2^total_bits(vocab), of the token that came; best
-    int32[n, k] and best_freq int32[n, k], the most probable tokens of the whole mixture, best first."""
+    """What came of n tokens: bits float64[n, choices] that the token that came costs; best int32[n, k] and best_freq
+    int32[n, k], the most probable tokens of the whole mixture before bytes, best first."""
 
-    freq: Any
+    bits: Any
     best: Any
     best_freq: Any
 
 
 class Mixture:
-    """An ensemble on its way through the tokens (int32[n]) of one text, as in an archive of one lane. number: of the
-    preset."""
+    """An ensemble on its way through the tokens (int32[n]) of one text, as in an archive of one lane. spelling: of the
+    vocabulary; number: of the preset."""
 
     def __init__(
-        self, kern: Any, shape: Shape, weights: Weights, tokens: Any, alternatives: int, number: int = 0
-    ) -> None:
+        self, kern: Any, shape: Shape, weights: Weights, tokens: Any, alternatives: int, spelling: Spelling,
+        number: int = 0,
+    ) -> None:  # fmt: skip
         self.kern, self.shape, self.weights, self.tokens = kern, shape, weights, tokens
         starts = np.array([0, tokens.size], np.int64)
         normal = states_have_any_norm(shape)
-        self.ensemble = make_ensemble(ALL_OF_TOKENS, starts, CHUNK, shape.dim, shape.vocab, preset(number), normal)
+        self.ensemble = make_ensemble(
+            ALL, starts, CHUNK, shape.dim, shape.vocab, preset(number), normal, spelling
+        )
         # Who has no bias looks at one that is nothing and does not learn.
         without = self.ensemble._replace(
             habits=self.ensemble.habits._replace(bias=np.zeros_like(self.ensemble.habits.bias))
         )
+        unused = make_beside(spelling, 1, 1)
         self.variants = tuple(
-            (self.ensemble if members & BIAS else without)._replace(members=members) for members in choices().values()
+            (self.ensemble if members & BIAS else without)._replace(
+                members=members, beside=make_beside(spelling, tokens.size, 1) if members & BYTES else unused
+            )
+            for members in choices().values()
         )
         n = tokens.size
         count = len(self.variants)
         self.seen = Seen(
-            np.zeros((n, count), np.int64), np.zeros((n, alternatives), np.int32), np.zeros((n, alternatives), np.int32)
+            np.zeros((n, count)), np.zeros((n, alternatives), np.int32), np.zeros((n, alternatives), np.int32)
         )
         self.logits = aligned(_HEAD_ROWS * shape.vocab, np.float32)
         self.fixed, self.freq = aligned(shape.vocab, np.int32), aligned(shape.vocab, np.int32)
         self.sums = aligned(shape.vocab // GROUP, np.int32)
+        self.piece = np.zeros((2, int(spelling.count.max())), np.uint32)
         self.cosines = aligned(_HEAD_ROWS * self.ensemble.recall.columns, np.float32)
 
     def take(self, rows: Any, first: int) -> None:
         """Go on with at most CHUNK tokens, from number `first` on; rows: their hidden states (row_coding.Rows)."""
         _look(
             self.kern, self.shape, self.weights, self.ensemble, self.variants, rows, first, rows.zero.size, self.tokens,
-            self.logits, self.fixed, self.freq, self.sums, self.cosines, *self.seen,
+            self.logits, self.fixed, self.freq, self.sums, self.cosines, self.piece, *self.seen,
         )  # fmt: skip
 
 
@@ -111,10 +123,10 @@ def _rank(v: int, freq: Any, best: Any, best_freq: Any) -> None:
 @compiled
 def _look(
     kern: Any, shape: Any, w: Any, e: Any, variants: Any, rows: Any, first: int, m: int, tokens: Any, logits: Any,
-    fixed: Any, freq: Any, sums: Any, cosines: Any, freq_out: Any, best: Any, best_freq: Any,
+    fixed: Any, freq: Any, sums: Any, cosines: Any, piece: Any, bits: Any, best: Any, best_freq: Any,
 ) -> None:  # fmt: skip
     """Tokens `first` to `first` + m, in order. The last variant has all members: from that the ensemble learns."""
-    v = shape.vocab
+    v, total = shape.vocab, total_bits(shape.vocab)
     for r in range(m):
         remember_row(e, first + r, rows, r, tokens[first + r])
     columns = width(e.recall, first + m)
@@ -133,11 +145,17 @@ def _look(
                 adjust(variants[k], v, 0, at, 0, seen_at(at, 1), tokens, some, fixed)
                 if variants[k].members == 0:
                     spread(v, fixed, freq, sums)
-                elif variants[k].members == ALL_OF_TOKENS:
+                elif variants[k].members == ALL:
                     frequencies(e, v, freq, sums)
                 else:
                     share_out(e.candidates, v, variants[k].habits.bias, np.float32(0.0), freq, sums)
-                _, freq_out[at, k] = interval(freq, sums, token)
+                if variants[k].members & BYTES:
+                    b = variants[k].beside
+                    count = spell(b, 0, token, freq, b.state, b.stream, piece[0], piece[1], 0)[1]
+                    for i in range(count):
+                        bits[at, k] += total - np.log2(np.float64(piece[1, i]))
+                else:
+                    bits[at, k] = total - np.log2(np.float64(interval(freq, sums, token)[1]))
             _rank(v, freq, best[at], best_freq[at])
             learn(e, 0, at, token, tokens, freq)
         done += n
