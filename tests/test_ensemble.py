@@ -29,7 +29,7 @@ from nacz.errors import CorruptDataError, UnsupportedVersionError, UsageError
 from nacz.lane_decoding import decode_lanes
 from nacz.lane_encoding import encode_lanes
 from nacz.predictors import beside, ensemble, language_model, recall, spelling
-from nacz.predictors.language_model import LanguageModelCoder, Params, mixed_in
+from nacz.predictors.language_model import SHORT, LanguageModelCoder, Params, mixed_in
 from nacz.predictors.members import ALL, MEMBERS, parse_members
 from nacz.predictors.preset import preset, preset_of
 from nacz.predictors.transformer import make_shape, make_weights
@@ -212,6 +212,27 @@ def test_the_presets_are_those_specified(number: int) -> None:
     assert PRESETS[number] in (Path(__file__).parent.parent / "docs" / "ensemble.md").read_text()
     assert preset(number).shape == (2, ensemble.NUMBERS) == (2, 11663)
     assert preset(number)[1].min() > 0
+
+
+def test_a_short_text_is_no_longer_for_the_ensemble(path: Path) -> None:
+    """Naming its members takes bytes, and in a few tokens it has learned nothing yet; so an encoder leaves it out where
+    it does not pay, unless it was asked for."""
+    left_out = set()
+    for text in (b"x", b"the quick brown fox", b"the the the the the the the the the the the the the", b"no " * 40):
+        found: dict[str | None, tuple[bytes, bytes]] = {}
+        for members in (None, "none", "all"):
+            some = LanguageModelCoder(CodecOptions(model=str(path), ensemble=members))
+            found[members] = some.encode(
+                text, options=CodecOptions(model=str(path), ensemble=members), threads=1, progress=None
+            )
+            assert some.decode(*found[members], len(text), threads=1, progress=None) == text
+        params = Params.from_bytes(found[None][0], len(text))
+        if params.tokens > SHORT:
+            assert found[None] == found["all"]
+        else:
+            assert found[None] == min(found["all"], found["none"], key=lambda parts: sum(map(len, parts)))
+            left_out.add(params.members == 0)
+    assert True in left_out
 
 
 def test_damaged_streams_stay_inside(coder: LanguageModelCoder) -> None:

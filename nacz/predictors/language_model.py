@@ -48,6 +48,7 @@ from nacz.weights.store import LoadedModel, load_model
 MIXED, LEARNS, NEAR = 1, 2, 4
 LEARNING_VERSION = 1  # of docs/learning.md
 TRIAL_BLOCKS, TRIAL_ROWS = 4, 2048  # blocks, and at least how many rows, that decide whether a segment learns
+SHORT = 64  # tokens up to which an ensemble, which has to be named and knows nothing yet, is tried and may be left out
 MIN_WINDOW, MAX_WINDOW = 2 * BLOCK, 128 * BLOCK
 MAX_LANES = 256
 MAX_CACHE = 2 << 30  # bytes of keys and values that a decoder will ever take
@@ -211,15 +212,22 @@ class LanguageModelCoder:
             model, shape, tokens, lanes, threads, learning, trial_progress(progress)
         ):
             learning = None
-        number = preset_of(model.tokenizer_hash) if members else 0
-        coder = RangeEncoder(total_bits(shape.vocab))
-        encode_lanes(
-            chosen()[1], shape, make_weights(model), model.vocabulary.bos_id, tokens, lanes, threads,
-            _translated(progress, model, tokens.size, lanes), ensemble=mixed_in(members, number, model),
-            learning=learning, engine=_engine(model) if learning is None else None, coder=coder,
-        )  # fmt: skip
-        params = Params(window, lanes, int(tokens.size), members, learning, near, number)
-        return params.to_bytes(), coder.finish()
+
+        def coded(members: int, progress: SegmentProgress | None) -> tuple[bytes, bytes]:
+            number = preset_of(model.tokenizer_hash) if members else 0
+            coder = RangeEncoder(total_bits(shape.vocab))
+            encode_lanes(
+                chosen()[1], shape, make_weights(model), model.vocabulary.bos_id, tokens, lanes, threads,
+                _translated(progress, model, tokens.size, lanes), ensemble=mixed_in(members, number, model),
+                learning=learning, engine=_engine(model) if learning is None else None, coder=coder,
+            )  # fmt: skip
+            params = Params(window, lanes, int(tokens.size), members, learning, near, number)
+            return params.to_bytes(), coder.finish()
+
+        found = coded(members, progress)
+        if members and options.ensemble is None and tokens.size <= SHORT:
+            found = min(found, coded(0, None), key=lambda parts: sum(map(len, parts)))
+        return found
 
     def decode(
         self, params: bytes, payload: bytes, plain_size: int, *, threads: int, progress: SegmentProgress | None
