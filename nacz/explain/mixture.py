@@ -17,7 +17,16 @@ from nacz.kernels.cdf import GROUP, fix_logits, interval, spread, total_bits
 from nacz.kernels.compile import compiled
 from nacz.predictors.beside import make_beside
 from nacz.predictors.candidates import share_out
-from nacz.predictors.ensemble import adjust, frequencies, learn, make_ensemble, recall_rows, remember_row, seen_at
+from nacz.predictors.ensemble import (
+    Ensemble,
+    adjust,
+    frequencies,
+    learn,
+    make_ensemble,
+    recall_rows,
+    remember_row,
+    seen_at,
+)  # fmt: skip
 from nacz.predictors.members import ALL, BIAS, BYTES, MEMBERS
 from nacz.predictors.networks import head, states_have_any_norm
 from nacz.predictors.preset import preset
@@ -25,11 +34,11 @@ from nacz.predictors.recall import width
 from nacz.predictors.spell import spell
 from nacz.predictors.spelling import Spelling
 from nacz.predictors.transformer import Shape, Weights
+from nacz.row_coding import HEAD_ROWS
 
 __all__ = ["CHUNK", "Mixture", "Seen", "choices"]
 
 CHUNK = 2048  # rows at a time
-_HEAD_ROWS = 24
 
 
 def choices() -> dict[str, int]:
@@ -68,22 +77,24 @@ class Mixture:
             habits=self.ensemble.habits._replace(bias=np.zeros_like(self.ensemble.habits.bias))
         )
         unused = make_beside(spelling, 1, 1)
-        self.variants = tuple(
-            (self.ensemble if members & BIAS else without)._replace(
-                members=members, beside=make_beside(spelling, tokens.size, 1) if members & BYTES else unused
-            )
-            for members in choices().values()
-        )
+
+        def variant(members: int) -> Ensemble:
+            if members == ALL:
+                return self.ensemble
+            beside = make_beside(spelling, tokens.size, 1) if members & BYTES else unused
+            return (self.ensemble if members & BIAS else without)._replace(members=members, beside=beside)
+
+        self.variants = tuple(map(variant, choices().values()))
         n = tokens.size
         count = len(self.variants)
         self.seen = Seen(
             np.zeros((n, count)), np.zeros((n, alternatives), np.int32), np.zeros((n, alternatives), np.int32)
         )
-        self.logits = aligned(_HEAD_ROWS * shape.vocab, np.float32)
+        self.logits = aligned(HEAD_ROWS * shape.vocab, np.float32)
         self.fixed, self.freq = aligned(shape.vocab, np.int32), aligned(shape.vocab, np.int32)
         self.sums = aligned(shape.vocab // GROUP, np.int32)
         self.piece = np.zeros((2, int(spelling.count.max())), np.uint32)
-        self.cosines = aligned(_HEAD_ROWS * self.ensemble.recall.columns, np.float32)
+        self.cosines = aligned(HEAD_ROWS * self.ensemble.recall.columns, np.float32)
 
     def take(self, rows: Any, first: int) -> None:
         """Go on with at most CHUNK tokens, from number `first` on; rows: their hidden states (row_coding.Rows)."""
@@ -132,7 +143,7 @@ def _look(
     columns = width(e.recall, first + m)
     done = 0
     while done < m:
-        n = min(_HEAD_ROWS, m - done)
+        n = min(HEAD_ROWS, m - done)
         head(kern, shape, w, rows, done, n, logits)
         recall_rows(kern, e, first + m, done, n, rows, cosines)
         for r in range(n):
