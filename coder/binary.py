@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from nacz.kernels.compile import compiled
+from nacz.kernels.compile import inner
 
 __all__ = ["decode_bit", "encode_bit", "finish", "new_decoder", "new_encoder"]
 
@@ -59,7 +59,7 @@ def new_decoder(payload: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
     return state
 
 
-@compiled
+@inner
 def encode_bit(state: Any, out: Any, p1: int, bit: int) -> None:
     """Code `bit`, whose probability of being 1 is p1 / 65536 with 1 <= p1 <= 65535. `out` must have room."""
     low = state[0]
@@ -87,7 +87,7 @@ def encode_bit(state: Any, out: Any, p1: int, bit: int) -> None:
     state[1] = rng
 
 
-@compiled
+@inner
 def decode_bit(state: Any, payload: Any, p1: int) -> int:
     """The bit that `encode_bit` was given with the same p1."""
     code = state[0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from nacz.kernels.compile import compiled
+from nacz.kernels.compile import inner
 
 TOTAL_BITS = 24
 TOTAL = 1 << TOTAL_BITS
@@ -17,7 +17,7 @@ TOTAL = 1 << TOTAL_BITS
 __all__ = ["TOTAL", "TOTAL_BITS", "cdf_from_weights", "find_symbol"]
 
 
-@compiled
+@inner
 def find_symbol(cdf: npt.NDArray[np.uint32], target: int) -> int:
     """Return the symbol `s` with `cdf[s] <= target < cdf[s + 1]`, for `target` in [0, TOTAL)."""
     low = 0
@@ -31,7 +31,7 @@ def find_symbol(cdf: npt.NDArray[np.uint32], target: int) -> int:
     return low
 
 
-@compiled
+@inner
 def cdf_from_weights(weights: npt.NDArray[np.uint32], cdf: npt.NDArray[np.uint32]) -> None:
     """Scale integer `weights` to a distribution and write it to `cdf` (`uint32[n + 1]`), n < TOTAL.
 

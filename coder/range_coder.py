@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 from nacz.coder.cdf import TOTAL_BITS
-from nacz.kernels.compile import compiled
+from nacz.kernels.compile import compiled, inner
 
 __all__ = [
     "POSITION",
@@ -55,7 +55,7 @@ def max_encoded_size(n_symbols: int, bits: int = TOTAL_BITS) -> int:
     return -(-bits // 8) * n_symbols + 1
 
 
-@compiled
+@inner
 def _carry(out: U8Array, size: np.int64) -> None:
     """Add one to the number whose big-endian digits are `out[:size]`."""
     at = size - 1
@@ -75,7 +75,7 @@ def encoder_init() -> U64Array:
     return state
 
 
-@compiled
+@inner
 def encode_step(state: U64Array, out: U8Array, cum: int, freq: int, bits: int = TOTAL_BITS) -> None:
     """Narrow the range to `[cum, cum + freq)` and write the bytes that are settled to `out`.
 

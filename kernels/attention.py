@@ -15,7 +15,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from nacz.kernels.compile import compiled
+from nacz.kernels.compile import inner
+from nacz.kernels.gemm import sums_product
 from nacz.kernels.ops import iadd, imul, isub, power_of_two
 from nacz.kernels.spans import (
     add_span,
@@ -26,24 +27,23 @@ from nacz.kernels.spans import (
     weigh_span,
     weigh_whole,
 )  # fmt: skip
-from nacz.kernels.tiles import SUMS, SUMS_AHEAD, tile
 
 BLOCK = 128  # positions per cache block; also what one step of the power-of-two probability scale covers
 HEAD = 64  # width of a head
 BYTES = BLOCK * HEAD  # int8 of keys, or of values, per block and kv head
-AHEAD = BYTES  # how far a decoder prefetches its cache, in bytes
+AHEAD = BYTES  # how far to prefetch where a tile has the rows of one query, in bytes: a decoder waits for its cache
 ROWS = 6  # rows per tile
 TOGETHER = 12  # rows that walk the blocks together
 
 
-@compiled
+@inner
 def put_query(x: Any, at: int, cos: Any, sin: Any, angle: int, unit: Any, q: Any, q_at: int) -> Any:
     """Turn and quantise one query head to bytes around 128; returns its step times `unit` (float32)."""
     top, _ = turned_bytes(x, at, cos, sin, angle, q, q_at)
     return (top / np.float32(127.0)) * unit
 
 
-@compiled
+@inner
 def put_key(
     x: Any, at: int, cos: Any, sin: Any, angle: int, small: Any, c: Any, block_at: int, j: int, index: int
 ) -> None:
@@ -57,7 +57,7 @@ def put_key(
     c.key_sum[index] = imul(total, 128)
 
 
-@compiled
+@inner
 def put_value(x: Any, at: int, small: Any, c: Any, block_at: int, j: int, index: int) -> None:
     """Quantise one value into column j of its block: packed with the 128 positions as terms ([32][64][4])."""
     top, _ = signed_bytes(x, at, small, 0)
@@ -68,39 +68,7 @@ def put_value(x: Any, at: int, small: Any, c: Any, block_at: int, j: int, index:
     c.value_step[index] = top / np.float32(127.0)
 
 
-@compiled
-def _sums(
-    kern: Any,
-    mr: int,
-    a: Any,
-    a_at: int,
-    a_row: int,
-    b: Any,
-    b_at: int,
-    terms: int,
-    out: Any,
-    out_at: int,
-    out_row: int,
-) -> None:
-    """Integer sums of mr rows with 64 packed columns over `terms` terms."""
-    k4 = terms >> 2
-    # The epilogue is off (SUMS); `out` stands in for its arrays, which are not read.
-    if mr == 6:
-        tile(kern, a, a_at, a_row, b, b_at, k4, out, out_at, out_row, 6, 4, out, out, 0, out, out, 0, SUMS, 0)
-    elif mr == 5:
-        tile(kern, a, a_at, a_row, b, b_at, k4, out, out_at, out_row, 5, 4, out, out, 0, out, out, 0, SUMS, 0)
-    elif mr == 4:
-        tile(kern, a, a_at, a_row, b, b_at, k4, out, out_at, out_row, 4, 4, out, out, 0, out, out, 0, SUMS, 0)
-    elif mr == 3:
-        # One query of three heads: a decoder, whose time goes into reading the cache. Ask for the next block.
-        tile(kern, a, a_at, a_row, b, b_at, k4, out, out_at, out_row, 3, 4, out, out, 0, out, out, 0, SUMS_AHEAD, AHEAD)
-    elif mr == 2:
-        tile(kern, a, a_at, a_row, b, b_at, k4, out, out_at, out_row, 2, 4, out, out, 0, out, out, 0, SUMS, 0)
-    else:
-        tile(kern, a, a_at, a_row, b, b_at, k4, out, out_at, out_row, 1, 4, out, out, 0, out, out, 0, SUMS, 0)
-
-
-@compiled
+@inner
 def attend(
     kern: Any, rows: int, position: int, group: int, slots: int, c: Any, cache_at: int, s: Any,
     out: Any, out_at: int, out_row: int,
@@ -135,8 +103,8 @@ def attend(
             for first in range(0, together, ROWS):
                 mr = min(ROWS, together - first)
                 q_at = (turned + row + first) * HEAD
-                _sums(kern, mr, q, q_at, HEAD, kv, at, HEAD, sums, 0, BLOCK)
-                _sums(kern, mr, q, q_at, HEAD, kv, at + (BYTES >> 1), HEAD, sums, 64, BLOCK)
+                sums_product(kern, mr, q, q_at, HEAD, kv, at, HEAD, sums, 0, BLOCK, AHEAD)
+                sums_product(kern, mr, q, q_at, HEAD, kv, at + (BYTES >> 1), HEAD, sums, 64, BLOCK, AHEAD)
                 for r in range(mr):
                     j = row + first + r
                     if block < current:
@@ -152,7 +120,7 @@ def attend(
                     total[first + r] += np.float64(some) * power_of_two(whole)
                     factor[r] = power_of_two(isub(iadd(whole, exponent), 134))
                 # |sum| <= 128 * 255 * 127 < 2^22
-                _sums(kern, mr, p, 0, BLOCK, kv, at + BYTES, BLOCK, sums, 0, HEAD)
+                sums_product(kern, mr, p, 0, BLOCK, kv, at + BYTES, BLOCK, sums, 0, HEAD, AHEAD)
                 for r in range(mr):
                     add_span(sums, r * HEAD, factor[r], acc, (first + r) * HEAD)
         for r in range(together):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from nacz.kernels.attention import BLOCK, BYTES, HEAD, put_query
-from nacz.kernels.compile import compiled
+from nacz.kernels.compile import inner
 from nacz.kernels.gemm import scaled_product
 from nacz.kernels.gradients import exact_dot
 from nacz.kernels.ops import iadd, iand, imax, ior, isub, sar, shl, to_float, trunc
@@ -110,20 +110,20 @@ def make_attention_scratch(aligned: Any, n: int, group: int, slots: int) -> Atte
     )
 
 
-@compiled
+@inner
 def _byte(word: Any, i: int) -> Any:
     """Signed byte i of an int32, as int32."""
     return sar(shl(word, 24 - 8 * i), 24)
 
 
-@compiled
+@inner
 def _four(w0: Any, w1: Any, w2: Any, w3: Any, i: int) -> Any:
     """Bytes i of four int32 in one."""
     low = ior(iand(sar(w0, 8 * i), 255), shl(iand(sar(w1, 8 * i), 255), 8))
     return ior(low, ior(shl(iand(sar(w2, 8 * i), 255), 16), shl(sar(w3, 8 * i), 24)))
 
 
-@compiled
+@inner
 def _values_as_columns(blocks: Any, at: int, packed: Any, to: int, sums: Any, sums_at: int) -> None:
     """A block of values, packed with positions as terms, to one with positions as columns; and sums per position.
 
@@ -142,7 +142,7 @@ def _values_as_columns(blocks: Any, at: int, packed: Any, to: int, sums: Any, su
                 some[4 * j + k] = iadd(some[4 * j + k], total)
 
 
-@compiled
+@inner
 def _keys_as_terms(blocks: Any, at: int, packed: Any, to: int, sums: Any, sums_at: int) -> None:
     """A block of keys, packed with positions as columns, to one with positions as terms; and sums per dimension."""
     source, out = blocks[at : at + BYTES].view(np.int32), packed[to : to + BYTES].view(np.int32)
@@ -158,7 +158,7 @@ def _keys_as_terms(blocks: Any, at: int, packed: Any, to: int, sums: Any, sums_a
                 some[4 * d + k] = iadd(some[4 * d + k], total)
 
 
-@compiled
+@inner
 def _bytes_as_terms(rows: int, padded: int, q: Any, packed: Any, sums: Any) -> None:
     """Bytes around 128 (uint8 [rows, 64]) to signed terms [padded / 4][64][4], zero beyond rows; and their sums."""
     sums[:HEAD] = 0
@@ -169,7 +169,7 @@ def _bytes_as_terms(rows: int, padded: int, q: Any, packed: Any, sums: Any) -> N
             sums[d] = iadd(sums[d], v)
 
 
-@compiled
+@inner
 def _turned_rows(rows: int, padded: int, x: Any, step: Any, undo: Any, out: Any) -> None:
     """x float32 [rows, 128], row i times step[i] * undo, transposed: out float32 [128, padded], zero beyond rows.
 
@@ -184,7 +184,7 @@ def _turned_rows(rows: int, padded: int, x: Any, step: Any, undo: Any, out: Any)
                 line[i] = x[row * BLOCK + j] * (step[row] * undo) if row < rows else np.float32(0.0)
 
 
-@compiled
+@inner
 def _turn_back(x: Any, at: int, cos: Any, sin: Any, angle: int, unit: Any, out: Any, to: int) -> None:
     """Add `unit` times 64 float32 turned by minus the angles to out."""
     for i in range(HALF):
@@ -193,7 +193,7 @@ def _turn_back(x: Any, at: int, cos: Any, sin: Any, angle: int, unit: Any, out: 
         out[to + HALF + i] = out[to + HALF + i] + (b * c - a * s) * unit
 
 
-@compiled
+@inner
 def _probabilities(rows: int, group: int, position: int, oldest: int, blocks: int, p: Any) -> None:
     """Scores in p (float32 [blocks][rows][128], 14 fraction bits of log2) to probabilities; later keys become 0."""
     for i in range(rows):
@@ -222,7 +222,7 @@ def _probabilities(rows: int, group: int, position: int, oldest: int, blocks: in
                 line[j] = line[j] * inverse
 
 
-@compiled
+@inner
 def _add_span(into: Any, at: int, x: Any, n: int) -> None:
     """into[at + i] += x[i] for n floats."""
     some = into[at : at + n]
@@ -230,14 +230,14 @@ def _add_span(into: Any, at: int, x: Any, n: int) -> None:
         some[i] = some[i] + x[i]
 
 
-@compiled
+@inner
 def _copy_span(x: Any, to: Any, at: int, n: int) -> None:
     some = to[at : at + n]
     for i in range(n):
         some[i] = x[i]
 
 
-@compiled
+@inner
 def attention_gradient(
     kern: Any, n: int, position: int, group: int, slots: int, c: Any, cache_at: int, s: Any, qkv: Any, qkv_row: int,
     q_at: int, k_at: int, v_at: int, out: Any, d_out: Any, out_row: int, cos: Any, sin: Any, d_qkv: Any,

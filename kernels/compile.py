@@ -94,17 +94,47 @@ def _keep_alone(dispatcher: Any, folder: Path) -> None:
     files.save = locked
 
 
-def compiled(function: F) -> F:
-    """Compile with Numba: no GIL, no fast-math, machine code cached on disk per state of the sources."""
-    folder = cache_folder()
+def _dispatcher(function: Any, folder: Path | None, **options: Any) -> Any:
+    """Numba's compiler of `function`, which keeps its machine code in `folder`."""
     if folder is None:
-        in_memory: F = njit(nogil=True, error_model="numpy")(function)
-        return in_memory
+        return njit(nogil=True, error_model="numpy", **options)(function)
     before = config.CACHE_DIR
     config.CACHE_DIR = str(folder)
     try:
-        kept: F = njit(nogil=True, error_model="numpy", cache=True)(function)
+        kept = njit(nogil=True, error_model="numpy", cache=True, **options)(function)
     finally:
         config.CACHE_DIR = before
     _keep_alone(kept, folder)
     return kept
+
+
+def compiled(function: F) -> F:
+    """Compile with Numba: no GIL, no fast-math, machine code cached on disk per state of the sources."""
+    kept: F = _dispatcher(function, cache_folder())
+    return kept
+
+
+def inner(function: F) -> F:
+    """`compiled` for what compiled code calls.
+
+    Numba makes two more functions of each, which take Python's arguments apart; with arguments of fifty arrays these
+    are most of the code, and a third of the time that compiling takes. Here they are left out. Where Python calls such
+    a function all the same, as tests do, it is compiled once more with them.
+    """
+    folder = cache_folder()
+    kept = _dispatcher(function, folder, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+    @lru_cache(maxsize=1)
+    def callable_one() -> Any:
+        apart = None  # Numba names files by the function, so the two must not share a folder
+        if folder is not None:
+            apart = folder / "calls"
+            apart.mkdir(exist_ok=True)
+        return _dispatcher(function, apart)
+
+    # What Numba would enter into the table of calls from Python has no address: nothing is entered, and whoever finds
+    # nothing there asks for a function to call.
+    kept._insert = lambda *entry: None
+    kept._compile_for_args = lambda *args, **named: callable_one()
+    result: F = kept
+    return result

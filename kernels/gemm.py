@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from nacz.kernels.compile import compiled
-from nacz.kernels.tiles import SCALED, SCALED_AHEAD, tile
+from nacz.kernels.compile import compiled, inner
+from nacz.kernels.tiles import SCALED, SCALED_AHEAD, SUMS, SUMS_AHEAD, address, tile
 
 PANEL = 64  # columns per panel: 64 x 576 weights are 36 KB and stay in a first- or second-level cache
 ROWS = 6  # rows per tile: 6 x 4 accumulators of 16 sums fill the 32 registers of AVX-512
@@ -30,238 +30,79 @@ def unpack(packed: np.ndarray[Any, Any], n: int, k: int) -> np.ndarray[Any, Any]
     return np.ascontiguousarray(packed.reshape(n // PANEL, k // 4, PANEL, 4).transpose(0, 2, 1, 3)).reshape(n, k)
 
 
-@compiled
+# One function for each mode of a tile, whose arguments are numbers: it is compiled once, whatever the arrays are.
+@inner
 def _tile(
-    kern: Any,
-    mr: int,
-    a: Any,
-    a_at: int,
-    k: int,
-    b: Any,
-    b_at: int,
-    out: Any,
-    out_at: int,
-    n: int,
-    zero: Any,
-    scale: Any,
-    row: int,
-    colsum: Any,
-    colscale: Any,
-    col: int,
-    ahead: int,
-) -> None:
-    k4 = k >> 2
-    if mr == 6:
-        tile(
-            kern, a, a_at, k, b, b_at, k4, out, out_at, n, 6, 4, zero, scale, row, colsum, colscale, col, SCALED, ahead
-        )
-    elif mr == 5:
-        tile(
-            kern, a, a_at, k, b, b_at, k4, out, out_at, n, 5, 4, zero, scale, row, colsum, colscale, col, SCALED, ahead
-        )
-    elif mr == 4:
-        tile(
-            kern, a, a_at, k, b, b_at, k4, out, out_at, n, 4, 4, zero, scale, row, colsum, colscale, col, SCALED, ahead
-        )
-    elif mr == 3:
-        tile(
-            kern, a, a_at, k, b, b_at, k4, out, out_at, n, 3, 4, zero, scale, row, colsum, colscale, col, SCALED, ahead
-        )
-    elif mr == 2:
-        tile(
-            kern, a, a_at, k, b, b_at, k4, out, out_at, n, 2, 4, zero, scale, row, colsum, colscale, col, SCALED, ahead
-        )
-    else:
-        tile(
-            kern, a, a_at, k, b, b_at, k4, out, out_at, n, 1, 4, zero, scale, row, colsum, colscale, col, SCALED, ahead
-        )
+    kern: Any, mr: int, a: int, k: int, b: int, out: int, n: int, zero: int, scale: int, colsum: int, colscale: int,
+) -> None:  # fmt: skip
+    tile(kern, SCALED, mr, a, k, b, k >> 2, out, n, zero, scale, colsum, colscale, 0)
 
 
-@compiled
+@inner
 def _tile_ahead(
-    kern: Any,
-    mr: int,
-    a: Any,
-    a_at: int,
-    k: int,
-    b: Any,
-    b_at: int,
-    out: Any,
-    out_at: int,
-    n: int,
-    zero: Any,
-    scale: Any,
-    row: int,
-    colsum: Any,
-    colscale: Any,
-    col: int,
+    kern: Any, mr: int, a: int, k: int, b: int, out: int, n: int, zero: int, scale: int, colsum: int, colscale: int,
     ahead: int,
-) -> None:
-    k4 = k >> 2
-    if mr == 6:
-        tile(
-            kern,
-            a,
-            a_at,
-            k,
-            b,
-            b_at,
-            k4,
-            out,
-            out_at,
-            n,
-            6,
-            4,
-            zero,
-            scale,
-            row,
-            colsum,
-            colscale,
-            col,
-            SCALED_AHEAD,
-            ahead,
-        )
-    elif mr == 5:
-        tile(
-            kern,
-            a,
-            a_at,
-            k,
-            b,
-            b_at,
-            k4,
-            out,
-            out_at,
-            n,
-            5,
-            4,
-            zero,
-            scale,
-            row,
-            colsum,
-            colscale,
-            col,
-            SCALED_AHEAD,
-            ahead,
-        )
-    elif mr == 4:
-        tile(
-            kern,
-            a,
-            a_at,
-            k,
-            b,
-            b_at,
-            k4,
-            out,
-            out_at,
-            n,
-            4,
-            4,
-            zero,
-            scale,
-            row,
-            colsum,
-            colscale,
-            col,
-            SCALED_AHEAD,
-            ahead,
-        )
+) -> None:  # fmt: skip
+    tile(kern, SCALED_AHEAD, mr, a, k, b, k >> 2, out, n, zero, scale, colsum, colscale, ahead)
+
+
+@inner
+def _sums(kern: Any, mr: int, a: int, a_row: int, b: int, terms: int, out: int, out_row: int) -> None:
+    tile(kern, SUMS, mr, a, a_row, b, terms >> 2, out, out_row, 0, 0, 0, 0, 0)
+
+
+@inner
+def _sums_ahead(kern: Any, a: int, a_row: int, b: int, terms: int, out: int, out_row: int, ahead: int) -> None:
+    tile(kern, SUMS_AHEAD, 3, a, a_row, b, terms >> 2, out, out_row, 0, 0, 0, 0, ahead)
+
+
+@inner
+def sums_product(
+    kern: Any, mr: int, a: Any, a_at: int, a_row: int, b: Any, b_at: int, terms: int, out: Any, out_at: int,
+    out_row: int, ahead: int,
+) -> None:  # fmt: skip
+    """Integer sums of mr rows (1-6) with the 64 columns of one panel over `terms` terms: int32, row r at out_at + r *
+    out_row. a: uint8, rows a_row apart; ahead: for 3 rows how many bytes of `b` further on to prefetch, 0 for none."""
+    x, y, z = address(a, a_at), address(b, b_at), address(out, out_at)
+    if mr == 3 and ahead:
+        _sums_ahead(kern, x, a_row, y, terms, z, out_row, ahead)
     else:
-        tile(
-            kern,
-            a,
-            a_at,
-            k,
-            b,
-            b_at,
-            k4,
-            out,
-            out_at,
-            n,
-            3,
-            4,
-            zero,
-            scale,
-            row,
-            colsum,
-            colscale,
-            col,
-            SCALED_AHEAD,
-            ahead,
-        )
+        _sums(kern, mr, x, a_row, y, terms, z, out_row)
+
+
+@inner
+def _scaled_product(
+    kern: Any, m: int, n: int, k: int, a: int, zero: int, scale: int, b: int, colsum: int, colscale: int, out: int
+) -> None:
+    tiles = (m + ROWS - 1) // ROWS
+    # Between one row tile and many, reading the weights is what takes time: fetch the next panel early. Rows are shared
+    # out evenly, so that with two tiles or more each has at least three.
+    ahead = PANEL * k if 1 < tiles <= 10 else 0
+    for col in range(0, n, PANEL):
+        row, panel, total, column = 0, b + col * k, colsum + 4 * col, colscale + 4 * col
+        for t in range(tiles):
+            left = tiles - t
+            mr = (m - row + left - 1) // left
+            x, y, z, s = a + row * k, out + 4 * (row * n + col), zero + 4 * row, scale + 4 * row
+            if ahead:
+                _tile_ahead(kern, mr, x, k, panel, y, n, z, s, total, column, ahead)
+            else:
+                _tile(kern, mr, x, k, panel, y, n, z, s, total, column)
+            row += mr
 
 
 @compiled
 def scaled_product(
-    kern: Any,
-    m: int,
-    n: int,
-    k: int,
-    a: Any,
-    zero: Any,
-    scale: Any,
-    b: Any,
-    b_at: int,
-    colsum: Any,
-    colscale: Any,
-    col0: int,
-    out: Any,
-) -> None:
+    kern: Any, m: int, n: int, k: int, a: Any, zero: Any, scale: Any, b: Any, b_at: int, colsum: Any, colscale: Any,
+    col0: int, out: Any,
+) -> None:  # fmt: skip
     """out[i, j] = ((sum_k a[i, k] * b[j, k] - zero[i] * colsum[j]) * colscale[j]) * scale[i], float32 flat [m, n].
 
     a: uint8 flat [m, k]. b: packed int8 of `n` columns (a multiple of 64) from byte `b_at`. zero int32[m], scale
     float32[m]; colsum int32, colscale float32, read from `col0` on. Three elementwise float32 multiplications and
     conversions per element in the order written; the sums are exact.
     """
-    tiles = (m + ROWS - 1) // ROWS
-    # Between one row tile and many, reading the weights is what takes time: fetch the next panel early. Rows are shared
-    # out evenly, so that with two tiles or more each has at least three.
-    ahead = PANEL * k if 1 < tiles <= 10 else 0
-    for col in range(0, n, PANEL):
-        row = 0
-        for t in range(tiles):
-            left = tiles - t
-            mr = (m - row + left - 1) // left
-            at, out_at = b_at + col * k, row * n + col
-            if ahead:
-                _tile_ahead(
-                    kern,
-                    mr,
-                    a,
-                    row * k,
-                    k,
-                    b,
-                    at,
-                    out,
-                    out_at,
-                    n,
-                    zero,
-                    scale,
-                    row,
-                    colsum,
-                    colscale,
-                    col0 + col,
-                    ahead,
-                )
-            else:
-                _tile(
-                    kern,
-                    mr,
-                    a,
-                    row * k,
-                    k,
-                    b,
-                    at,
-                    out,
-                    out_at,
-                    n,
-                    zero,
-                    scale,
-                    row,
-                    colsum,
-                    colscale,
-                    col0 + col,
-                    ahead,
-                )
-            row += mr
+    _scaled_product(
+        kern, m, n, k, address(a, 0), address(zero, 0), address(scale, 0), address(b, b_at), address(colsum, col0),
+        address(colscale, col0), address(out, 0),
+    )  # fmt: skip

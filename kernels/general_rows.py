@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from nacz.kernels.compile import compiled
+from nacz.kernels.compile import inner
 from nacz.kernels.ops import bits_of, float_of, iand, isub, shl, to_float, trunc
 from nacz.kernels.rows import LOG2_E, TINY, half_power, largest, quantise_rows, rotate_rows
 from nacz.kernels.wide_attention import root_mean_square
@@ -21,7 +21,7 @@ GELU_3 = np.float32(float.fromhex("0x1.2444f2p-4"))
 FAR = np.float32(16.0)  # beyond it the logistic function is 0 or 1 to the last bit
 
 
-@compiled
+@inner
 def add_bias(m: int, n: int, bias: Any, at: int, x: Any) -> None:
     """x[r, i] += bias[at + i] over float32 [m, n], flat."""
     some = bias[at : at + n]
@@ -31,7 +31,7 @@ def add_bias(m: int, n: int, bias: Any, at: int, x: Any) -> None:
             row[i] = row[i] + some[i]
 
 
-@compiled
+@inner
 def gelu_rows(m: int, f: int, gate_up: Any, h: Any) -> None:
     """GeGLU: h = gelu(gate) * up. gate_up float32 [m, 2 f] (gates first), h float32 [m, f]; flat arrays."""
     for r in range(m):
@@ -49,7 +49,7 @@ def gelu_rows(m: int, f: int, gate_up: Any, h: Any) -> None:
             out[i] = g * (top / (np.float32(1.0) + e)) * up[i]
 
 
-@compiled
+@inner
 def prepare_rows(
     m: int, n: int, eps: float, gain: Any, at: int, two: int, three: int, x: Any, h: Any, a: Any, zero: Any, scale: Any
 ) -> None:
@@ -67,7 +67,7 @@ def prepare_rows(
             scale[r] = np.float32(np.float64(scale[r]) / root_mean_square(x, r * n, n, n, eps))
 
 
-@compiled
+@inner
 def renormalise_rows(m: int, n: int, eps: float, gain: Any, at: int, x: Any) -> None:
     """RMSNorm with gains, in place: x = (x * gain) * float32(1 / sqrt(mean(x^2) + eps)); a row of nothing stays 0."""
     some = gain[at : at + n]

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from nacz.kernels.compile import compiled
+from nacz.kernels.compile import compiled, inner
 from nacz.kernels.ops import (
     bits_of,
     float_of,
@@ -38,7 +38,7 @@ FRACTION_UNIT = np.float32(2.0**-24)
 EPSILON = np.float32(2.0**-60)  # keeps 0 / 0 out of the optimiser
 
 
-@compiled
+@inner
 def gate_gradient(m: int, f: int, gate_up: Any, dh: Any, out: Any) -> None:
     """Through h = silu(gate) * up: dh float32 [m, f] to out float32 [m, 2 f] (gates first). `gate_up` as forward."""
     one = np.float32(1.0)
@@ -59,13 +59,13 @@ def gate_gradient(m: int, f: int, gate_up: Any, dh: Any, out: Any) -> None:
             d_gate[i] = (d[i] * up[i]) * (logistic * (one + g * (one - logistic)))
 
 
-@compiled
+@inner
 def _fixed_scale(top: Any) -> Any:
     """The power of two that brings a float32 of magnitude `top` to between 2^20 and 2^21."""
     return float_of(shl(isub(127 + 20, isub(sar(bits_of(top), 23), 127)), 23))
 
 
-@compiled
+@inner
 def exact_dot(x: Any, x_at: int, y: Any, y_at: int, n: int) -> Any:
     """Sum of x * y over n <= 2,048 float32, both rounded to 21 bits of their largest, as float64. No order matters."""
     a, b = largest(x, x_at, n), largest(y, y_at, n)
@@ -79,7 +79,7 @@ def exact_dot(x: Any, x_at: int, y: Any, y_at: int, n: int) -> Any:
     return np.float64(total) / (np.float64(p) * np.float64(q))
 
 
-@compiled
+@inner
 def norm_gradient(m: int, k: int, eps: float, x: Any, dy: Any, dx: Any) -> None:
     """Through y = x / sqrt(mean(x^2) + eps), added to dx: x, dy, dx float32 [m, k].
 
@@ -96,14 +96,14 @@ def norm_gradient(m: int, k: int, eps: float, x: Any, dy: Any, dx: Any) -> None:
             out[i] = out[i] + (first * grad[i] - second * row[i])
 
 
-@compiled
+@inner
 def rms_inverse(m: int, k: int, eps: float, x: Any, out: Any) -> None:
     """out[r] = 1 / sqrt(mean(x^2) + eps) of each row of x (float32 [m, k]) as float32."""
     for r in range(m):
         out[r] = np.float32(1.0 / np.sqrt(exact_dot(x, r * k, x, r * k, k) / np.float64(k) + eps))
 
 
-@compiled
+@inner
 def quantise_scaled(m: int, n: int, dy: Any, column: Any, work: Any, a: Any, zero: Any, scale: Any) -> None:
     """Rows of dy (float32 [m, n]) times float32[n] `column`, to bytes as `quantise_rows`. work: float32[n]."""
     for r in range(m):
@@ -113,7 +113,7 @@ def quantise_scaled(m: int, n: int, dy: Any, column: Any, work: Any, a: Any, zer
         quantise_rows(1, n, work, a[r * n : (r + 1) * n], zero[r:], scale[r:])
 
 
-@compiled
+@inner
 def scattered_bytes(row: int, n: int, x: Any, top: Any, work: Any, place: Any, value: Any) -> Any:
     """float32[n] x to signed bytes; those that are not 0 and where they are: into value, place int32[n]; how many.
 
@@ -141,7 +141,7 @@ def scattered_bytes(row: int, n: int, x: Any, top: Any, work: Any, place: Any, v
     return count
 
 
-@compiled
+@inner
 def add_scattered(count: int, place: Any, value: Any, k: int, matrix: Any, unit: Any, total: Any, out: Any) -> None:
     """Sum of value[i] times row place[i] of `matrix` (int8 [n, k]), exact, times `unit`: out float32[k]. total:
     int32[k]."""
@@ -155,7 +155,7 @@ def add_scattered(count: int, place: Any, value: Any, k: int, matrix: Any, unit:
         out[j] = to_float(total[j]) * unit
 
 
-@compiled
+@inner
 def pack_terms(first: int, m: int, rows: int, k: int, x: Any, packed: Any, step: Any) -> None:
     """Round m rows of x (float32 [m, k]) to signed bytes and place them as terms first .. first + m - 1 of a product.
 
@@ -193,7 +193,7 @@ def panel_sums(rows: int, k: int, packed: Any, out: Any) -> None:
                 sums[i] = iadd(sums[i], iadd(four, np.int32(some[4 * i + 3])))
 
 
-@compiled
+@inner
 def gather_columns(first: int, n: int, rows: int, m: int, dy: Any, step: Any, out: Any) -> None:
     """Columns first .. first + 63 of dy (float32 [m, n]), each row times step[row]: out float32 [64, rows], rows >= m.
 
@@ -228,7 +228,7 @@ def column_units(n: int, k: int, two: int, three: int, scale: Any, q: Any, step:
         out[j] = np.float32(0.1 * np.sqrt(total[j] / np.float64(n)))
 
 
-@compiled
+@inner
 def adam_moves(
     count: int, gradient: Any, unit: Any, first: Any, second: Any, decay: Any, keep: Any, rate: Any
 ) -> None:
@@ -249,7 +249,7 @@ def adam_moves(
         gradient[i] = (rate * unit[i]) * (m / (np.sqrt(v) + EPSILON))
 
 
-@compiled
+@inner
 def take_off(count: int, move: Any, inverse: Any, master: Any, out: Any) -> None:
     """Take float32 moves times `inverse` off the masters, and round these to bytes (int8)."""
     for i in range(count):
@@ -259,7 +259,7 @@ def take_off(count: int, move: Any, inverse: Any, master: Any, out: Any) -> None
         out[i] = np.int8(round_near(w))
 
 
-@compiled
+@inner
 def place_rows(row: int, n: int, k: int, q: Any, packed: Any, turned: Any, sums: Any, part: Any) -> None:
     """64 rows of int8 weights q [64, k], from row `row` (a multiple of 64) of n on, into both packed orders.
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from nacz.kernels.compile import compiled
+from nacz.kernels.compile import compiled, inner
 from nacz.kernels.ops import (
     bits_of,
     float_of,
@@ -42,13 +42,13 @@ LOG2_E = np.float32(float.fromhex("0x1.7154760000000p+0"))
 TINY = np.float32(2.0**-60)  # rows whose largest magnitude is below this count as zero
 
 
-@compiled
+@inner
 def half_power(f: Any) -> Any:
     """2^-f for float32 f in [0, 1], as float32 in [0.4999, 1)."""
     return (((E4 * f + E3) * f + E2) * f + E1) * f + E0
 
 
-@compiled
+@inner
 def int_exp2(distance: Any, fraction_bits: Any) -> Any:
     """2^-(distance / 2^fraction_bits) as int32 with one = 2^23; 0 from 2^-31 on. `distance`: int32 >= 0."""
     whole = imin(sar(distance, fraction_bits), 31)
@@ -58,13 +58,13 @@ def int_exp2(distance: Any, fraction_bits: Any) -> Any:
     return sar(trunc(y * np.float32(8388608.0)), whole)
 
 
-@compiled
+@inner
 def ordered(b: Any) -> Any:
     """Bits of a float32 to an int32 that compares like the float; its own inverse."""
     return ixor(b, iand(sar(b, 31), 0x7FFFFFFF))
 
 
-@compiled
+@inner
 def extremes(x: Any, at: int, n: int) -> Any:
     """(min(0, x...), max(0, x...)) of n float32 from `at`, found on integers: the order of comparison cannot matter."""
     low = np.int32(0)
@@ -77,7 +77,7 @@ def extremes(x: Any, at: int, n: int) -> Any:
     return float_of(ordered(low)), float_of(ordered(high))
 
 
-@compiled
+@inner
 def largest(x: Any, at: int, n: int) -> Any:
     """max |x| of n float32 from `at`."""
     high = np.int32(0)
@@ -87,7 +87,7 @@ def largest(x: Any, at: int, n: int) -> Any:
     return float_of(high)
 
 
-@compiled
+@inner
 def _to_bytes(x: Any, at: int, n: int, low: Any, high: Any, a: Any) -> Any:
     """Round x to bytes over [low, high]; returns (zero point, float32 step)."""
     span = high - low
@@ -110,7 +110,7 @@ def quantise_rows(m: int, k: int, x: Any, a: Any, zero: Any, scale: Any) -> None
         zero[r], scale[r] = _to_bytes(x, r * k, k, low, high, a)
 
 
-@compiled
+@inner
 def normalise_rows(m: int, k: int, eps: float, x: Any, a: Any, zero: Any, scale: Any) -> None:
     """RMSNorm and quantisation in one: x / sqrt(mean(x^2) + eps) ~ (a - zero) * scale, without a gain.
 
@@ -139,14 +139,14 @@ def normalise_rows(m: int, k: int, eps: float, x: Any, a: Any, zero: Any, scale:
         scale[r] = np.float32(np.float64(step) / rms)
 
 
-@compiled
+@inner
 def add_rows(n: int, x: Any, y: Any) -> None:
     """x += y over n float32."""
     for i in range(n):
         x[i] = x[i] + y[i]
 
 
-@compiled
+@inner
 def gated_rows(m: int, f: int, gate_up: Any, h: Any) -> None:
     """SwiGLU: h = silu(gate) * up. gate_up float32 [m, 2 f] (gates first), h float32 [m, f]; flat arrays.
 
@@ -166,7 +166,7 @@ def gated_rows(m: int, f: int, gate_up: Any, h: Any) -> None:
             out[i] = g * (top / (np.float32(1.0) + e)) * up[i]
 
 
-@compiled
+@inner
 def rotate_rows(m: int, f: int, two: int, three: int, h: Any) -> None:
     """Mix each row of h, seen as [three][two][f / (two three)], over its first two axes; in place, flat float32 [m, f].
 
@@ -200,7 +200,7 @@ def rotate_rows(m: int, f: int, two: int, three: int, h: Any) -> None:
                 z[j] = (p2 - q2) + s
 
 
-@compiled
+@inner
 def _pairs(k: int, span: int, row: Any) -> None:
     """(a, b) to (a + b, a - b) for numbers that are `span` apart, in each 2 * span of a row of k."""
     for at in range(0, k, 2 * span):
@@ -211,7 +211,7 @@ def _pairs(k: int, span: int, row: Any) -> None:
             second[j] = p - q
 
 
-@compiled
+@inner
 def _fours(k: int, span: int, row: Any) -> None:
     """`_pairs` for `span` and then for 2 * span, in one pass."""
     for at in range(0, k, 4 * span):
@@ -226,7 +226,7 @@ def _fours(k: int, span: int, row: Any) -> None:
             fourth[j] = q - t
 
 
-@compiled
+@inner
 def _sixteens(k: int, row: Any) -> None:
     """`_pairs` for spans of 1, 2, 4 and 8. Loops of known lengths, which vectorise: a fifth of the time."""
     for i in range(k >> 2):
@@ -247,7 +247,7 @@ def _sixteens(k: int, row: Any) -> None:
             x[j + 12] = q - t
 
 
-@compiled
+@inner
 def mix_rows(m: int, k: int, two: int, three: int, scale: Any, x: Any) -> None:
     """Mix each row of x as the residual stream is mixed in the weights; in place, flat float32 [m, k].
 

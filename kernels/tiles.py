@@ -1,7 +1,7 @@
 """The register tile: a few rows of unsigned bytes times packed columns of signed bytes, summed exactly in int32.
 
-One contract, one implementation per instruction set. A tile multiplies `mr` rows (1-6) with `16 * nr` columns over `4
-* k4` terms. Right-hand operands ("packed") lie as panels of 64 columns, [columns / 64][K / 4][64][4]: one 64-byte
+One contract, one implementation per instruction set. A tile multiplies `mr` rows (1-6) with 64 columns over `4 * k4`
+terms. Right-hand operands ("packed") lie as panels of 64 columns, [columns / 64][K / 4][64][4]: one 64-byte
 load holds four consecutive terms of sixteen columns, which is what `vpdpbusd` takes and other instruction sets unpack
 cheaply, and a tile reads its panel from front to back, which is what prefetchers follow. Every partial sum is below
 2^31 as long as K * 255 * 127 is (K <= 66,000), so the order of additions cannot matter.
@@ -24,10 +24,13 @@ I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntTy
 V16 = ir.VectorType(I32, 16)
 F16 = ir.VectorType(F32, 16)
 
+COLUMNS = 4  # blocks of sixteen columns in a tile, all of a panel
 SUMS = 0  # a tile writes its int32 sums
 SCALED = 1  # a tile writes the float32 result of the epilogue
 SUMS_AHEAD = 2  # int32 sums, and prefetches `b` further on
 SCALED_AHEAD = 3  # float32 result, and prefetches
+# How many rows the tiles of a mode may have; machine code is made for these.
+MODE_ROWS = {SUMS: range(1, 7), SCALED: range(1, 7), SUMS_AHEAD: (3,), SCALED_AHEAD: range(3, 7)}
 
 
 # A kernel is passed through compiled code as a value of its own type: the type selects the implementation and is part
@@ -257,88 +260,90 @@ def _column_sums(
     return [[_joined(builder, column) for column in row] for row in sums]
 
 
-def _emit(context: Any, builder: Any, sig: Any, args: Any, mr: int, nr: int, mode: int) -> Any:
-    def data(i: int) -> Any:
-        return builder.ptrtoint(cgutils.create_struct_proxy(sig.args[i])(context, builder, args[i]).data, I64)
+def _emit(builder: Any, step: Any, mr: int, mode: int, args: dict[str, Any]) -> None:
+    """Emit a tile of `mr` rows; args are the arguments of `tile` by name."""
 
     def words(base: Any, offset: Any) -> Any:
         return builder.add(base, builder.shl(offset, I64(2)))
 
-    step = _STEPS[sig.args[0].instance_class.__name__]
-    if hasattr(step, "features"):
-        # llvmlite's own `add` knows no attributes with values.
-        set.add(builder.function.attributes, f'"target-features"="{step.features}"')
-    a_row, k4, out_row = args[3], args[6], args[9]
-    a, b, out = builder.add(data(1), args[2]), builder.add(data(4), args[5]), words(data(7), args[8])
-    rows = [builder.add(a, builder.mul(a_row, I64(i))) for i in range(mr)]
-    columns = [builder.add(b, I64(64 * j)) for j in range(nr)]
-    ahead = args[19] if mode in (SUMS_AHEAD, SCALED_AHEAD) else None
+    rows = [builder.add(args["a"], builder.mul(args["a_row"], I64(i))) for i in range(mr)]
+    columns = [builder.add(args["b"], I64(64 * j)) for j in range(COLUMNS)]
+    ahead = args["ahead"] if mode in (SUMS_AHEAD, SCALED_AHEAD) else None
     scaled = mode in (SCALED, SCALED_AHEAD)
     at_once = step.columns_at_once(mr)
-    for first in range(0, nr, at_once):
-        some = columns[first : first + at_once]
-        near = step.near if mode == SCALED and first == 0 and at_once < nr else 0
-        sums = _column_sums(builder, step, rows, some, k4, ahead, near)
-        if scaled:
-            row0, col0 = args[14], args[17]
-            zero, scale = words(data(12), row0), words(data(13), row0)
-            colsum, colscale = words(data(15), col0), words(data(16), col0)
-        for j in range(len(some)):
+    for first in range(0, COLUMNS, at_once):
+        near = step.near if mode == SCALED and first == 0 and at_once < COLUMNS else 0
+        sums = _column_sums(builder, step, rows, columns[first : first + at_once], args["k4"], ahead, near)
+        for j in range(at_once):
             at = I64(16 * (first + j))
             if scaled:
-                csum = _load(builder, words(colsum, at), V16, 4)
-                cscale = _load(builder, words(colscale, at), F16, 4)
+                csum = _load(builder, words(args["colsum"], at), V16, 4)
+                cscale = _load(builder, words(args["colscale"], at), F16, 4)
             for m in range(mr):
-                where = builder.inttoptr(
-                    words(out, builder.add(builder.mul(out_row, I64(m)), at)),
-                    (F16 if scaled else V16).as_pointer(),
-                )
+                place = words(args["out"], builder.add(builder.mul(args["out_row"], I64(m)), at))
                 value = sums[m][j]
                 if scaled:
-                    z = _splat(builder, _load(builder, words(zero, I64(m)), I32, 4), V16)
-                    s = _splat(builder, _load(builder, words(scale, I64(m)), F32, 4), F16)
+                    z = _splat(builder, _load(builder, words(args["zero"], I64(m)), I32, 4), V16)
+                    s = _splat(builder, _load(builder, words(args["scale"], I64(m)), F32, 4), F16)
                     value = builder.sitofp(builder.sub(value, builder.mul(z, csum)), F16)
                     value = builder.fmul(builder.fmul(value, cscale), s)
-                builder.store(value, where).align = 4
-    return context.get_dummy_value()
+                builder.store(value, builder.inttoptr(place, value.type.as_pointer())).align = 4
+
+
+@intrinsic
+def address(typingctx: Any, array: Any, index: Any) -> Any:
+    """Where element `index` of an array lies, in bytes. Whoever uses it keeps the array alive."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        data = cgutils.create_struct_proxy(sig.args[0])(context, builder, args[0]).data
+        size = I64(array.dtype.bitwidth // 8)
+        return builder.add(builder.ptrtoint(data, I64), builder.mul(args[1], size))
+
+    return types.int64(array, types.int64), codegen
 
 
 @intrinsic(prefer_literal=True)
 def tile(
     typingctx: Any,
     kern: Any,
+    mode: Any,
+    mr: Any,
     a: Any,
-    a_at: Any,
     a_row: Any,
     b: Any,
-    b_at: Any,
     k4: Any,
     out: Any,
-    out_at: Any,
     out_row: Any,
-    mr: Any,
-    nr: Any,
     zero: Any,
     scale: Any,
-    row0: Any,
     colsum: Any,
     colscale: Any,
-    col0: Any,
-    mode: Any,
     ahead: Any,
 ) -> Any:
-    """Emit one tile. `mr`, `nr` and `mode` are literals; everything else is known at run time.
+    """One tile of `mr` rows and 64 columns. `mode` is a literal; `mr` is one of those in MODE_ROWS.
 
-    a: uint8[], first row at `a_at`, rows `a_row` bytes apart. b: int8[] packed, 64-byte aligned, one panel from
-    `b_at`. out: int32[] (SUMS...) or float32[], at `out_at`, rows `out_row` elements apart. zero int32[], scale
-    float32[] per row from `row0`; colsum int32[], colscale float32[] per column from `col0`. `ahead`: how many bytes
-    further on in `b` to prefetch (the AHEAD modes only)."""
-    if not all(isinstance(x, types.IntegerLiteral) for x in (mr, nr, mode)):
+    Arrays come as addresses, so that one piece of machine code serves writable, read-only and sliced ones. a: uint8,
+    rows `a_row` bytes apart. b: int8, one packed panel, 64-byte aligned. out: int32 (SUMS...) or float32, rows
+    `out_row` elements apart. zero int32, scale float32 per row; colsum int32, colscale float32 per column; the SUMS
+    modes read none of the four. `ahead`: how many bytes further on in `b` to prefetch (the AHEAD modes only)."""
+    if not isinstance(mode, types.IntegerLiteral):
         return None
-    shape = mr.literal_value, nr.literal_value, mode.literal_value
+    names = ("a", "a_row", "b", "k4", "out", "out_row", "zero", "scale", "colsum", "colscale", "ahead")
+    step = _STEPS[kern.instance_class.__name__]
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _emit(context, builder, sig, args, *shape)
+        if hasattr(step, "features"):
+            # llvmlite's own `add` knows no attributes with values.
+            set.add(builder.function.attributes, f'"target-features"="{step.features}"')
+        done = builder.append_basic_block("done")
+        which = builder.switch(args[2], done)
+        for rows in MODE_ROWS[mode.literal_value]:
+            case = builder.append_basic_block(f"rows{rows}")
+            which.add_case(I64(rows), case)
+            builder.position_at_end(case)
+            _emit(builder, step, rows, mode.literal_value, dict(zip(names, args[3:], strict=True)))
+            builder.branch(done)
+        builder.position_at_end(done)
+        return context.get_dummy_value()
 
-    i = types.int64
-    return types.void(kern, a, i, i, b, i, i, out, i, i, mr, nr, zero, scale, i, colsum, colscale, i, mode, i), codegen
+    return types.void(kern, mode, *[types.int64] * (len(names) + 1)), codegen

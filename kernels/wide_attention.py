@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 from nacz.kernels.attention import BLOCK, ROWS, TOGETHER
-from nacz.kernels.compile import compiled
+from nacz.kernels.compile import compiled, inner
+from nacz.kernels.gemm import sums_product
 from nacz.kernels.ops import bits_of, float_of, iadd, imul, isub, power_of_two, round_near, sar, shl
 from nacz.kernels.rows import TINY, largest, rotate_rows
-from nacz.kernels.spans import add_span, scale_span, weigh_span
-from nacz.kernels.tiles import SUMS, tile
+from nacz.kernels.spans import add_span, scale_span, weigh_span, weigh_whole
 from nacz.kernels.wide_spans import weigh_part
 
 
-@compiled
+@inner
 def root_mean_square(x: Any, at: int, n: int, count: int, eps: float) -> Any:
     """sqrt(mean of x^2 + eps), float64, of n float32 that are `count` numbers and zeros; as `normalise_rows` does it.
     The largest magnitude must be at least 2^-60."""
@@ -37,7 +37,7 @@ def root_mean_square(x: Any, at: int, n: int, count: int, eps: float) -> Any:
     return np.sqrt(np.float64(squares) / (np.float64(fixed) * np.float64(fixed) * np.float64(count)) + eps)
 
 
-@compiled
+@inner
 def turn(x: Any, at: int, width: int, two: int, cos: Any, sin: Any, angle: int, out: Any) -> None:
     """RoPE of one head: pairs (i, i + width / 2); then mixed over `two` of [two][width / two] and not scaled. Into out
     float32[width]."""
@@ -51,7 +51,7 @@ def turn(x: Any, at: int, width: int, two: int, cos: Any, sin: Any, angle: int, 
     rotate_rows(1, width, two, 1, out)
 
 
-@compiled
+@inner
 def gained(x: Any, at: int, width: int, gain: Any, gain_at: int) -> None:
     """Multiply one head by gains, in place."""
     row, some = x[at : at + width], gain[gain_at : gain_at + width]
@@ -73,7 +73,7 @@ def rounded(x: Any, at: int, width: int, small: Any) -> Any:
     return top / np.float32(127.0), total
 
 
-@compiled
+@inner
 def put_wide_query(
     x: Any, at: int, width: int, two: int, cos: Any, sin: Any, angle: int, rms: float, unit: Any, turned: Any,
     small: Any, q: Any, q_at: int,
@@ -87,7 +87,7 @@ def put_wide_query(
     return np.float32(np.float64(step) / rms) * unit
 
 
-@compiled
+@inner
 def put_wide_key(
     x: Any, at: int, width: int, two: int, cos: Any, sin: Any, angle: int, rms: float, turned: Any, small: Any, c: Any,
     block_at: int, j: int, index: int,
@@ -103,7 +103,7 @@ def put_wide_key(
     c.key_sum[index] = imul(total, 128)
 
 
-@compiled
+@inner
 def put_wide_value(x: Any, at: int, width: int, small: Any, c: Any, block_at: int, j: int, index: int) -> None:
     """Round one value into term j of its block: packed columns ([width / 64][32][64][4])."""
     step, _ = rounded(x, at, width, small)
@@ -116,29 +116,7 @@ def put_wide_value(x: Any, at: int, width: int, small: Any, c: Any, block_at: in
     c.value_step[index] = step
 
 
-@compiled
-def _sums(
-    kern: Any, mr: int, a: Any, a_at: int, a_row: int, b: Any, b_at: int, terms: int, out: Any, out_at: int,
-    out_row: int,
-) -> None:  # fmt: skip
-    """Integer sums of mr rows with 64 packed columns over `terms` terms."""
-    k4 = terms >> 2
-    # The epilogue is off (SUMS); `out` stands in for its arrays, which are not read.
-    if mr == 6:
-        tile(kern, a, a_at, a_row, b, b_at, k4, out, out_at, out_row, 6, 4, out, out, 0, out, out, 0, SUMS, 0)
-    elif mr == 5:
-        tile(kern, a, a_at, a_row, b, b_at, k4, out, out_at, out_row, 5, 4, out, out, 0, out, out, 0, SUMS, 0)
-    elif mr == 4:
-        tile(kern, a, a_at, a_row, b, b_at, k4, out, out_at, out_row, 4, 4, out, out, 0, out, out, 0, SUMS, 0)
-    elif mr == 3:
-        tile(kern, a, a_at, a_row, b, b_at, k4, out, out_at, out_row, 3, 4, out, out, 0, out, out, 0, SUMS, 0)
-    elif mr == 2:
-        tile(kern, a, a_at, a_row, b, b_at, k4, out, out_at, out_row, 2, 4, out, out, 0, out, out, 0, SUMS, 0)
-    else:
-        tile(kern, a, a_at, a_row, b, b_at, k4, out, out_at, out_row, 1, 4, out, out, 0, out, out, 0, SUMS, 0)
-
-
-@compiled
+@inner
 def slot_of(block: int, slots: int, local: int) -> Any:
     """Where a block lies among those of its head: one ring, or the pinned block and a ring."""
     if local:
@@ -146,7 +124,7 @@ def slot_of(block: int, slots: int, local: int) -> Any:
     return 0 if block == 0 else 1 + (block - 1) % (slots - 1)
 
 
-@compiled
+@inner
 def attend_wide(
     kern: Any, rows: int, position: int, group: int, slots: int, width: int, local: int, c: Any, cache_at: int, s: Any,
     out: Any, out_at: int, out_row: int,
@@ -182,8 +160,8 @@ def attend_wide(
             for first in range(0, together, ROWS):
                 mr = min(ROWS, together - first)
                 q_at = (turned + row + first) * width
-                _sums(kern, mr, q, q_at, width, kv, at, width, sums, 0, BLOCK)
-                _sums(kern, mr, q, q_at, width, kv, at + (size >> 1), width, sums, 64, BLOCK)
+                sums_product(kern, mr, q, q_at, width, kv, at, width, sums, 0, BLOCK, 0)
+                sums_product(kern, mr, q, q_at, width, kv, at + (size >> 1), width, sums, 64, BLOCK, 0)
                 for r in range(mr):
                     j = row + first + r
                     where = position + j // group - block * BLOCK
@@ -191,7 +169,12 @@ def attend_wide(
                     factor[r] = 0.0
                     if begin >= BLOCK:
                         continue  # this row is already too far from the block
-                    if begin == 0:
+                    if begin == 0 and seen == BLOCK:
+                        whole, some, exponent = weigh_whole(
+                            sums, r * BLOCK, key_sum, key_step, value_step, slot * BLOCK, q_step[turned + j],
+                            p, r * BLOCK,
+                        )  # fmt: skip
+                    elif begin == 0:
                         whole, some, exponent = weigh_span(
                             sums, r * BLOCK, key_sum, key_step, value_step, slot * BLOCK, q_step[turned + j],
                             np.int32(seen), p, r * BLOCK,
@@ -205,7 +188,7 @@ def attend_wide(
                     factor[r] = power_of_two(isub(iadd(whole, exponent), 134))
                 # |sum| <= 128 * 255 * 127 < 2^22
                 for panel in range(width // 64):
-                    _sums(kern, mr, p, 0, BLOCK, kv, at + size + panel * 64 * BLOCK, BLOCK, sums, 0, 64)
+                    sums_product(kern, mr, p, 0, BLOCK, kv, at + size + panel * 64 * BLOCK, BLOCK, sums, 0, 64, 0)
                     for r in range(mr):
                         if factor[r] != 0.0:
                             add_span(sums, r * 64, factor[r], acc, (first + r) * width + panel * 64)

@@ -14,7 +14,7 @@ import numpy as np
 from nacz.arrays import aligned
 from nacz.coder.range_coder import decode_advance, decode_target
 from nacz.kernels.cdf import GROUP, find, fix_logits, interval, spread, total_bits
-from nacz.kernels.compile import compiled
+from nacz.kernels.compile import compiled, inner
 from nacz.predictors.backward import tell_outcome
 from nacz.predictors.drafts import draft, judge
 from nacz.predictors.ensemble import adjust, frequencies, learn, recall_rows, remember_row, seen_at
@@ -212,7 +212,7 @@ def forward_ahead(
     logits_ahead(kern, shape, w, s, tokens.size, bench, place, fixed, ahead)
 
 
-@compiled
+@inner
 def _copy_key(d: int, rows: Any, at: int, to: Any, place: int) -> None:
     for i in range(d):
         to.key[place * d + i] = rows.key[at * d + i]

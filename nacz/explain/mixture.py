@@ -14,7 +14,7 @@ import numpy as np
 
 from nacz.arrays import aligned
 from nacz.kernels.cdf import GROUP, fix_logits, interval, spread, total_bits
-from nacz.kernels.compile import compiled
+from nacz.kernels.compile import compiled, inner
 from nacz.predictors.beside import make_beside
 from nacz.predictors.candidates import share_out
 from nacz.predictors.ensemble import (
@@ -104,7 +104,7 @@ class Mixture:
         )  # fmt: skip
 
 
-@compiled
+@inner
 def _forget(c: Any) -> None:
     """Forget candidates that nothing was learned from."""
     for i in range(c.size[0]):
@@ -113,7 +113,7 @@ def _forget(c: Any) -> None:
     c.size[1] = 0
 
 
-@compiled
+@inner
 def _rank(v: int, freq: Any, best: Any, best_freq: Any) -> None:
     """The tokens with the largest frequencies, best first."""
     count = best.size

@@ -15,7 +15,7 @@ import numpy as np
 from nacz.kernels.attention import HEAD
 from nacz.kernels.attention_gradient import attention_gradient
 from nacz.kernels.cdf import total_bits
-from nacz.kernels.compile import compiled
+from nacz.kernels.compile import compiled, inner
 from nacz.kernels.gemm import scaled_product
 from nacz.kernels.gradients import (
     PANEL,
@@ -112,7 +112,7 @@ class Work(NamedTuple):
     unit: Any
 
 
-@compiled
+@inner
 def tell_outcome(o: Any, lane: int, step: int, symbol: Any, freq: Any, work: Any, places: Any, values: Any) -> None:
     """Keep the gradient in the last normalised row from the distribution that a token was coded with.
 
@@ -142,13 +142,13 @@ def head_rows(shape: Any, first: int, m: int, x: Any, gradient: Any, dx: Any) ->
     norm_gradient(m, d, shape.eps, x[some], gradient[some], dx[some])
 
 
-@compiled
+@inner
 def _copy(x: Any, to: Any) -> None:
     for i in range(x.size):
         to[i] = x[i]
 
 
-@compiled
+@inner
 def _times(m: int, step: Any, factor: Any) -> None:
     for r in range(m):
         step[r] = step[r] * factor[r]

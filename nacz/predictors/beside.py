@@ -18,7 +18,7 @@ import numpy as np
 
 from nacz.arrays import aligned
 from nacz.kernels.cdf import GROUP
-from nacz.kernels.compile import compiled
+from nacz.kernels.compile import inner
 from nacz.kernels.ops import iadd, imax, imin, imul, sar
 
 from .bytemodel import contexts as cx
@@ -145,7 +145,7 @@ def make_beside(spelling: Spelling | None, tokens: int, lanes: int) -> Beside:
     )
 
 
-@compiled
+@inner
 def _log2(table: Any, n: Any) -> Any:
     """4096 log2(n), nearly, of n from 1 to 2^31."""
     bits = 0
@@ -162,7 +162,7 @@ def _log2(table: Any, n: Any) -> Any:
     return bits * 4096 + np.int64(table[((n << 8) >> bits) & 255])
 
 
-@compiled
+@inner
 def look(b: Any, lane: int) -> None:
     """Hashes of the contexts of a lane's next byte."""
     reg, h = b.reg[lane * cx.REG_SIZE : (lane + 1) * cx.REG_SIZE], b.hash
@@ -188,7 +188,7 @@ def look(b: Any, lane: int) -> None:
     h[13] = cx.mix(cx.mix(reg[FIRST_WORD], word), 0x160000 + c1)
 
 
-@compiled
+@inner
 def find_slots(b: Any, row: int) -> None:
     """The slots of all contexts for one half of a byte, 0 for the first, else 1 to 16 by what that was."""
     lines = b.slots.size >> 6
@@ -197,7 +197,7 @@ def find_slots(b: Any, row: int) -> None:
         b.base[i] = find_slot(b.slots, v, (((v >> 8) ^ (v << 3)) & (lines - 1)) * 64)
 
 
-@compiled
+@inner
 def take_in(b: Any, lane: int, c: int) -> None:
     """Byte c came next in a lane."""
     reg = b.reg[lane * cx.REG_SIZE : (lane + 1) * cx.REG_SIZE]
@@ -218,7 +218,7 @@ def take_in(b: Any, lane: int, c: int) -> None:
     reg[POS] += 1
 
 
-@compiled
+@inner
 def expect(b: Any, lane: int, off: int, kind: int, bit: int, node: int, one: Any, zero: Any) -> Any:
     """The probability of a 1, in 2^-22, of bit number `bit` (0 for the end of a token), for whose two outcomes the
     tokens' frequencies are `one` and `zero`; off: the place of the history in its slot."""
@@ -264,7 +264,7 @@ def expect(b: Any, lane: int, off: int, kind: int, bit: int, node: int, one: Any
     return np.int64(b.chance[min(max(mixed >> FINAL_BITS, -LOGIT_MAX), LOGIT_MAX) + ORIGIN])
 
 
-@compiled
+@inner
 def learn_decision(b: Any, bit: int, p: Any) -> None:
     """The decision that `expect` gave p for came out as `bit`: weights and maps learn."""
     goal, x, weight = bit * ONE, b.x, b.weight

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nacz.kernels.cdf import FRACTION, GROUP, total_bits
-from nacz.kernels.compile import compiled
+from nacz.kernels.compile import inner
 from nacz.kernels.ops import iadd, imax, isub, to_float, trunc
 from nacz.kernels.rows import int_exp2
 
@@ -78,7 +78,7 @@ def make_candidates(vocab: int, preset: Any) -> Candidates:
     )
 
 
-@compiled
+@inner
 def weigh(n: int, fixed: Any, bias: Any, e: Any, high: Any) -> Any:
     """Logits, int32 of 16 fraction bits, to e[i] = 2^23 * 2^(logit[i] - largest), int32; returns (sum of e, largest).
 
@@ -101,7 +101,7 @@ def weigh(n: int, fixed: Any, bias: Any, e: Any, high: Any) -> Any:
     return total, top
 
 
-@compiled
+@inner
 def candidate(c: Any, token: Any, source: int) -> Any:
     """The number of `token` among the candidates; it becomes one, first named by `source`, if there is room. Or -1."""
     at = np.int64(c.place[token])
@@ -126,7 +126,7 @@ def candidate(c: Any, token: Any, source: int) -> Any:
     return at
 
 
-@compiled
+@inner
 def tell(c: Any, about: Any, what: Any) -> None:
     """Add one piece of evidence: weight number `what` for candidate number `about`."""
     at = c.size[1]
@@ -136,7 +136,7 @@ def tell(c: Any, about: Any, what: Any) -> None:
         c.size[1] = at + 1
 
 
-@compiled
+@inner
 def apply(c: Any, fixed: Any, bias: Any) -> None:
     """Add up the evidence, in order, and take the candidates' exponentials again: `e` of a candidate becomes 0.
 
@@ -160,7 +160,7 @@ def apply(c: Any, fixed: Any, bias: Any) -> None:
         c.e[t] = 0
 
 
-@compiled
+@inner
 def share_out(c: Any, n: int, bias: Any, loss: Any, freq: Any, group_sum: Any) -> None:
     """Frequencies (int32[n], each at least 1) after `apply`, their sums by 64; bias -= loss * frequency.
 
@@ -199,7 +199,7 @@ def share_out(c: Any, n: int, bias: Any, loss: Any, freq: Any, group_sum: Any) -
     group_sum[best // GROUP] += np.int32(rest)
 
 
-@compiled
+@inner
 def learn_weights(c: Any, freq: Any, token: Any, rate: float) -> None:
     """Move the weights of this position's evidence and forget its candidates. `freq`: the distribution coded with."""
     total = np.float64(np.int64(1) << total_bits(freq.size))

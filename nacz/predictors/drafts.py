@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nacz.kernels.compile import compiled
+from nacz.kernels.compile import inner
 
 from .ensemble import COUNTS, LENGTH_CLASSES, MISS_CLASSES, OTHERS, count_class, others_class
 from .matches import FOLLOWERS, lane_of
@@ -64,7 +64,7 @@ def least_for(together: int) -> int:
     return ONE // 5 if together == 1 else ONE * 2 // 5 if together == 2 else ONE * 7 // 10
 
 
-@compiled
+@inner
 def judge(d: Any, place: int, token: Any) -> Any:
     """Whether the guess at `place` was that `token` comes, which it did."""
     kind, right = d.kind[place], d.guess[place] == token
@@ -75,7 +75,7 @@ def judge(d: Any, place: int, token: Any) -> Any:
     return right
 
 
-@compiled
+@inner
 def _matched(e: Any, lane: int, ahead: int, tokens: Any) -> Any:
     """(token, kind) that the better follower of a lane, `ahead` tokens further on, says; kind -1 if it says nothing."""
     m = e.matches
@@ -93,7 +93,7 @@ def _matched(e: Any, lane: int, ahead: int, tokens: Any) -> Any:
     return np.int64(0), np.int64(-1)
 
 
-@compiled
+@inner
 def _counted(e: Any, at: int, past: int, tokens: Any) -> Any:
     """(token, kind) that came most often after the longest context known; kind -1 if none is."""
     g = e.ngrams
@@ -115,7 +115,7 @@ def _counted(e: Any, at: int, past: int, tokens: Any) -> Any:
     return np.int64(0), np.int64(-1)
 
 
-@compiled
+@inner
 def draft(d: Any, e: Any, lane: int, at: int, start: int, end: int, tokens: Any) -> None:
     """Guess what tokens[at] and the following ones of a lane from `start` to before `end` will be.
 

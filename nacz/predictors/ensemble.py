@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nacz.kernels.cdf import GROUP, total_bits
-from nacz.kernels.compile import compiled
+from nacz.kernels.compile import inner
 
 from .beside import Beside, make_beside, slots_size
 from .candidates import CLASSES, apply, candidate, learn_weights, make_candidates, share_out, tell, weigh
@@ -112,7 +112,7 @@ def memory(members: int, tokens: int, lanes: int, dim: int, vocab: int) -> int:
     return needed
 
 
-@compiled
+@inner
 def seen_at(step: int, lanes: int) -> Any:
     """How many hidden states may be recalled in a step: those of all lanes, but the step before it is left out.
 
@@ -121,19 +121,19 @@ def seen_at(step: int, lanes: int) -> Any:
     return max(step - 1, 0) * lanes
 
 
-@compiled
+@inner
 def count_class(n: Any) -> Any:
     """1, 2, 3, 4 to 6, 7 to 14, more."""
     return n - 1 if n <= 3 else 3 if n <= 6 else 4 if n <= 14 else 5
 
 
-@compiled
+@inner
 def others_class(n: Any) -> Any:
     """0, 1, 2 to 3, 4 to 8, more."""
     return n if n <= 1 else 2 if n <= 3 else 3 if n <= 8 else 4
 
 
-@compiled
+@inner
 def _from_contexts(e: Any, longest: int, setting: int) -> None:
     c, g = e.candidates, e.ngrams
     for o in range(longest, -1, -1):
@@ -155,7 +155,7 @@ def _from_contexts(e: Any, longest: int, setting: int) -> None:
             tell(c, i, AT_CONTEXT + (setting * ORDERS + o) * STATES + 2 * state + (1 if k == 0 else 0))
 
 
-@compiled
+@inner
 def _from_matches(e: Any, lane: int, tokens: Any) -> None:
     c, m = e.candidates, e.matches
     for f in range(FOLLOWERS):
@@ -171,7 +171,7 @@ def _from_matches(e: Any, lane: int, tokens: Any) -> None:
         tell(c, i, AT_FOLLOWED + (f * CLASSES + c.kind[i]) * MISS_CLASSES + misses)
 
 
-@compiled
+@inner
 def surprise_class(freq: Any, bits: Any) -> Any:
     """0 to 4 for a token that was coded with a probability from 1/2 on, 1/8, 1/64, 1/1,024, or less.
 
@@ -181,7 +181,7 @@ def surprise_class(freq: Any, bits: Any) -> Any:
     return 0 if share >= 512 else 1 if share >= 128 else 2 if share >= 16 else 3 if share >= 1 else 4
 
 
-@compiled
+@inner
 def part_class(share: float) -> Any:
     """Class of a share of all votes."""
     if share < 0.3:
@@ -189,7 +189,7 @@ def part_class(share: float) -> Any:
     return 4 if share < 0.5 else 5 if share < 0.7 else 6 if share < 0.9 else 7
 
 
-@compiled
+@inner
 def _from_memory(e: Any, seen: int, cosines: Any) -> None:
     c, r = e.candidates, e.recall
     total, top = poll(r, seen, cosines)
@@ -207,7 +207,7 @@ def _from_memory(e: Any, seen: int, cosines: Any) -> None:
         tell(c, i, AT_NEAR + (near * PARTS + part) * CLASSES + c.kind[i])
 
 
-@compiled
+@inner
 def _likely(c: Any, n: int) -> None:
     least = np.int32(min(c.scale[0] // LIKELY, 1 << 30))
     e, high = c.e, c.high
@@ -218,7 +218,7 @@ def _likely(c: Any, n: int) -> None:
                     candidate(c, i, -1)
 
 
-@compiled
+@inner
 def cost_class(scale: Any, e: Any) -> Any:
     """What a token costs by the language model, in quarters of a bit, cut: about 4 log2(scale / e)."""
     if e <= 0:
@@ -230,13 +230,13 @@ def cost_class(scale: Any, e: Any) -> Any:
     return min(4 * bits + v - 4, COSTS - 1)
 
 
-@compiled
+@inner
 def bias_class(bias: Any) -> Any:
     """A bias in quarters of a bit, rounded down, from -2 bits on: 0 to 31."""
     return min(np.int64(max(bias * np.float32(1.0 / 16384.0) + np.float32(8.0), np.float32(0.0))), BIASES - 1)
 
 
-@compiled
+@inner
 def _from_habits(e: Any, lane: int, setting: int) -> None:
     c, now = e.candidates, e.clock[0]
     first, second = -1, -1
@@ -258,7 +258,7 @@ def _from_habits(e: Any, lane: int, setting: int) -> None:
         tell(c, i, AT_NAMED + (setting * NAMES + c.best[i] + 1) * CLASSES + c.kind[i])
 
 
-@compiled
+@inner
 def remember_row(e: Any, entry: int, rows: Any, row: int, token: Any) -> None:
     """Remember the key of row number `row` of `rows` as entry `entry`, with the token that comes after it."""
     if e.members & RECALL:
@@ -266,7 +266,7 @@ def remember_row(e: Any, entry: int, rows: Any, row: int, token: Any) -> None:
         e.recall.token[entry % e.recall.columns] = token
 
 
-@compiled
+@inner
 def recall_rows(kern: Any, e: Any, known: int, first: int, m: int, rows: Any, cosines: Any) -> None:
     """Cosines of m keys from `first` on with the `known` entries: float32 flat [m, width]."""
     if e.members & RECALL and known > 0:
@@ -274,7 +274,7 @@ def recall_rows(kern: Any, e: Any, known: int, first: int, m: int, rows: Any, co
         compare(kern, e.recall, known, m, rows.key[first * d :], rows.key_zero[first:], rows.key_step[first:], cosines)
 
 
-@compiled
+@inner
 def adjust(e: Any, n: int, lane: int, at: int, start: int, seen: int, tokens: Any, cosines: Any, fixed: Any) -> None:
     """Change what the logits (int32[n], 16 fraction bits) say of token number `at` of all, in `lane`, from `start` on.
 
@@ -309,14 +309,14 @@ def adjust(e: Any, n: int, lane: int, at: int, start: int, seen: int, tokens: An
     apply(c, fixed, e.habits.bias)
 
 
-@compiled
+@inner
 def frequencies(e: Any, n: int, freq: Any, sums: Any) -> None:
     """After `adjust`: frequencies of all tokens, int32[n], and their sums by 64."""
     loss = loss_of(n) if e.members & BIAS else np.float32(0.0)
     share_out(e.candidates, n, e.habits.bias, loss, freq, sums)
 
 
-@compiled
+@inner
 def learn(e: Any, lane: int, at: int, token: Any, tokens: Any, freq: Any) -> None:
     """tokens[at] = `token` was coded with `freq` (int32[n]) as `frequencies` made them."""
     members = e.members

@@ -16,7 +16,7 @@ from nacz.arrays import aligned
 from nacz.kernels.attention import BLOCK, TOGETHER
 from nacz.kernels.attention import ROWS as ATTENTION_ROWS
 from nacz.kernels.cdf import LIMIT
-from nacz.kernels.compile import compiled
+from nacz.kernels.compile import compiled, inner
 from nacz.kernels.gemm import scaled_product
 from nacz.kernels.general_rows import add_bias, gelu_rows, prepare_rows, renormalise_rows
 from nacz.kernels.rope import STEP, angles
@@ -193,7 +193,7 @@ def make_general_scratch(shape: GeneralShape, rows: int) -> GeneralScratch:
     )
 
 
-@compiled
+@inner
 def _prepare(m: int, shape: Any, gain: Any, layer: int, s: Any) -> None:
     """The norm before a matrix, quantised; gains are part of the matrix, or are multiplied here."""
     d = shape.dim
@@ -204,7 +204,7 @@ def _prepare(m: int, shape: Any, gain: Any, layer: int, s: Any) -> None:
         normalise_rows(m, d, shape.eps, s.x, s.a, s.zero, s.step)
 
 
-@compiled
+@inner
 def _norm_of_head(shape: Any, layer: int, x: Any, at: int, gain: Any) -> Any:
     """The norm of a query or key, whose gains are multiplied in place; 1 where there is none."""
     if not shape.features & QK_NORM:
@@ -216,7 +216,7 @@ def _norm_of_head(shape: Any, layer: int, x: Any, at: int, gain: Any) -> Any:
     return rms
 
 
-@compiled
+@inner
 def _attention_rows(
     kern: Any, shape: Any, w: Any, cache: Any, s: Any, layer: int, lane: int, first: int, count: int, position: int,
     rows: int,

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nacz.kernels.cdf import total_bits
-from nacz.kernels.compile import compiled
+from nacz.kernels.compile import inner
 
 RATE = 0.16 * 65536.0 / 0.6931471805599453  # per unit of probability, in 2^-16 bits
 GAIN = np.float32(RATE)
@@ -34,13 +34,13 @@ def make_habits(vocab: int) -> Habits:
     return Habits(np.zeros(vocab, np.float32), np.zeros(vocab, np.int64), np.zeros(vocab, np.int32))
 
 
-@compiled
+@inner
 def loss_of(vocab: int) -> Any:
     """What a bias loses for each unit of a frequency, float32."""
     return np.float32(RATE / (1 << total_bits(vocab)))
 
 
-@compiled
+@inner
 def age(habits: Any, token: Any, now: int) -> Any:
     """Class of the time since `token` came last: 0 within 4 positions, then doubling; AGES - 1 for never."""
     last = habits.last[token]

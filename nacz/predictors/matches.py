@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nacz.kernels.compile import compiled
+from nacz.kernels.compile import inner
 
 from .ngrams import stir
 
@@ -52,7 +52,7 @@ def make_matches(starts: Any) -> Matches:
     )
 
 
-@compiled
+@inner
 def lane_of(start: Any, at: Any) -> Any:
     """The lane that holds token number `at`."""
     low, high = 0, start.size - 1
@@ -65,7 +65,7 @@ def lane_of(start: Any, at: Any) -> Any:
     return low
 
 
-@compiled
+@inner
 def follow(m: Any, lane: int, at: int, tokens: Any) -> None:
     """tokens[at] of `lane` has become known: move the followers on, and let them look for a context again."""
     start, frontier = m.start, m.frontier

@@ -10,7 +10,7 @@ from typing import Any
 
 from nacz.errors import CorruptDataError
 from nacz.kernels.attention import BLOCK, HEAD
-from nacz.kernels.compile import compiled, overload
+from nacz.kernels.compile import overload
 from nacz.predictors import general, transformer
 from nacz.predictors.general import GeneralShape
 from nacz.predictors.reach import Near
@@ -80,16 +80,22 @@ def _is_general(shape: Any) -> bool:
     return getattr(shape, "instance_class", None) is GeneralShape
 
 
-def _forward(kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens: Any, groups: Any, trace: Any) -> None:
-    raise NotImplementedError
+def forward(kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens: Any, groups: Any, trace: Any) -> None:
+    """`forward` of the kind that the shape is of."""
+    run = general.general_forward if isinstance(shape, GeneralShape) else transformer.forward
+    run(kern, shape, w, cache, s, tokens, groups, trace)
 
 
-def _head(kern: Any, shape: Any, w: Any, s: Any, first: Any, m: Any, logits: Any) -> None:
-    raise NotImplementedError
+def head(kern: Any, shape: Any, w: Any, s: Any, first: int, m: int, logits: Any) -> None:
+    """`head` of the kind that the shape is of."""
+    run = general.general_head if isinstance(shape, GeneralShape) else transformer.head
+    run(kern, shape, w, s, first, m, logits)
 
 
-@overload(_forward)
-def _typed_forward(kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens: Any, groups: Any, trace: Any) -> Any:
+# What compiled callers get. "always" puts the call into the caller: as a function of its own it would be one more place
+# where all that is below is compiled again.
+@overload(forward, inline="always")
+def _compiled_forward(kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens: Any, groups: Any, trace: Any) -> Any:
     run = general.general_forward if _is_general(shape) else transformer.forward
 
     def call(kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens: Any, groups: Any, trace: Any) -> None:
@@ -98,23 +104,11 @@ def _typed_forward(kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens: An
     return call
 
 
-@overload(_head)
-def _typed_head(kern: Any, shape: Any, w: Any, s: Any, first: Any, m: Any, logits: Any) -> Any:
+@overload(head, inline="always")
+def _compiled_head(kern: Any, shape: Any, w: Any, s: Any, first: Any, m: Any, logits: Any) -> Any:
     run = general.general_head if _is_general(shape) else transformer.head
 
     def call(kern: Any, shape: Any, w: Any, s: Any, first: Any, m: Any, logits: Any) -> None:
         run(kern, shape, w, s, first, m, logits)
 
     return call
-
-
-@compiled
-def forward(kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens: Any, groups: Any, trace: Any) -> None:
-    """`forward` of the kind that the shape is of."""
-    _forward(kern, shape, w, cache, s, tokens, groups, trace)
-
-
-@compiled
-def head(kern: Any, shape: Any, w: Any, s: Any, first: int, m: int, logits: Any) -> None:
-    """`head` of the kind that the shape is of."""
-    _head(kern, shape, w, s, first, m, logits)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nacz.kernels.compile import compiled
+from nacz.kernels.compile import inner
 
 ORDERS = 6
 WAYS = 8  # tokens that a context remembers
@@ -55,14 +55,14 @@ def make_ngrams(tokens: int) -> Ngrams:
     )
 
 
-@compiled
+@inner
 def stir(h: Any, word: Any) -> Any:
     """One more word into a hash; both uint64."""
     h = (h + word + np.uint64(1)) * np.uint64(MULTIPLIER)
     return h ^ (h >> np.uint64(29))
 
 
-@compiled
+@inner
 def look_up(g: Any, tokens: Any, at: int, past: int) -> None:
     """Find the slots of the contexts that end before tokens[at], `past` tokens into its lane. A context that reaches
     beyond the lane's first token takes that for one more token, and is not used beyond it."""
@@ -83,14 +83,14 @@ def look_up(g: Any, tokens: Any, at: int, past: int) -> None:
         g.slot[o] = slot if o <= past else -1
 
 
-@compiled
+@inner
 def hit(g: Any, o: int) -> Any:
     """Whether the slot of order o + 1 is this context's own."""
     slot = g.slot[o]
     return slot >= 0 and g.total[slot] > 0 and g.check[slot] == np.uint32(g.key[o] & np.uint64(0xFFFFFFFF))
 
 
-@compiled
+@inner
 def count_up(g: Any, token: Any) -> None:
     """Remember that `token` followed the contexts of `look_up`."""
     for o in range(ORDERS):

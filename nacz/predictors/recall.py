@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nacz.arrays import aligned
-from nacz.kernels.compile import compiled
+from nacz.kernels.compile import inner
 from nacz.kernels.gemm import scaled_product
 from nacz.kernels.ops import bits_of, float_of, imax, imin, isub, round_near, to_float
 from nacz.kernels.rows import int_exp2
@@ -68,7 +68,7 @@ def make_recall(tokens: int, rows: int, dim: int, vocab: int, normal: int = 0) -
     )
 
 
-@compiled
+@inner
 def one_over_norm(a: Any, at: int, d: int, zero: Any) -> Any:
     """sqrt(d) over the norm of d bytes less their zero point, float32; 0 if all are nothing."""
     total = np.int64(0)
@@ -81,7 +81,7 @@ def one_over_norm(a: Any, at: int, d: int, zero: Any) -> Any:
     return np.float32(1.0 / np.sqrt(np.float64(total) / np.float64(d)))
 
 
-@compiled
+@inner
 def remember(r: Any, entry: int, a: Any, row: int, zero: Any, step: Any) -> None:
     """Write the key of entry number `entry` (all entries are numbered in coding order): (a - zero) * step, rounded."""
     d = r.dim
@@ -98,7 +98,7 @@ def remember(r: Any, entry: int, a: Any, row: int, zero: Any, step: Any) -> None
     r.total[column] = total
 
 
-@compiled
+@inner
 def compare(kern: Any, r: Any, known: int, m: int, a: Any, zero: Any, step: Any, out: Any) -> None:
     """Cosines of m rows with the first `known` entries (or all columns): out float32 flat [m, columns of `width`]."""
     n = width(r, known)
@@ -112,13 +112,13 @@ def compare(kern: Any, r: Any, known: int, m: int, a: Any, zero: Any, step: Any,
                     row[j] = row[j] * factor
 
 
-@compiled
+@inner
 def width(r: Any, known: int) -> Any:
     """Columns that `compare` fills when `known` entries were written."""
     return min(r.columns, (known + PANEL - 1) // PANEL * PANEL)
 
 
-@compiled
+@inner
 def poll(r: Any, seen: int, cosines: Any) -> Any:
     """Votes of the last entries before number `seen` for the tokens that followed them; returns (all votes' sum, the
     largest cosine, at least LEAST).

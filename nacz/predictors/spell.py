@@ -15,7 +15,7 @@ import numpy as np
 
 from nacz.coder.range_coder import decode_advance, decode_target
 from nacz.kernels.cdf import GROUP, total_bits
-from nacz.kernels.compile import compiled
+from nacz.kernels.compile import inner
 from nacz.kernels.ops import iadd
 
 from .beside import CONTEXTS, END, expect, find_slots, learn_decision, look, take_in
@@ -23,7 +23,7 @@ from .bytemodel.slots import remember
 from .spelling import SAME
 
 
-@compiled
+@inner
 def _sort(b: Any, freq: Any) -> None:
     """Frequencies in the order of the spelling."""
     order, found, below = b.spelling.order, b.sorted, b.below
@@ -38,7 +38,7 @@ def _sort(b: Any, freq: Any) -> None:
         total += np.int64(some)
 
 
-@compiled
+@inner
 def _below(b: Any, i: Any) -> Any:
     """Sum of the frequencies before sorted token i."""
     found, sum_ = b.sorted, b.below[i // GROUP]
@@ -47,7 +47,7 @@ def _below(b: Any, i: Any) -> Any:
     return sum_
 
 
-@compiled
+@inner
 def _settle(b: Any, p: Any, bit: int, state: Any, stream: Any, bits: int, low: Any, freq: Any, at: int) -> Any:
     """Decode a bit that is 1 with p of 2^bits, or, where it is known (not below 0), write its interval to low[at]."""
     if bit < 0:
@@ -59,10 +59,8 @@ def _settle(b: Any, p: Any, bit: int, state: Any, stream: Any, bits: int, low: A
     return bit
 
 
-@compiled
-def spell(
-    b: Any, lane: int, token: Any, all_freq: Any, state: Any, stream: Any, low: Any, freq: Any, at: int
-) -> Any:
+@inner
+def spell(b: Any, lane: int, token: Any, all_freq: Any, state: Any, stream: Any, low: Any, freq: Any, at: int) -> Any:
     """Write the decisions that lead to `token`, expected with all_freq (int32[vocab]), to low and freq (uint32) from
     `at` on, or, if it is below 0, decode it; the lane takes in its bytes. Returns (token, `at` of the next one)."""
     s = b.spelling
@@ -143,7 +141,7 @@ def spell(
             d += 1
 
 
-@compiled
+@inner
 def _is_behind(s: Any, token: Any, node: Any) -> Any:
     """Whether a token, one of equals, is sorted token number `node` or one after it: equals are in order."""
     return token >= np.int64(s.order[node])

@@ -15,7 +15,7 @@ import numpy as np
 from nacz.arrays import aligned
 from nacz.kernels.attention import BLOCK, BYTES, HEAD, TOGETHER, attend, put_key, put_query, put_value
 from nacz.kernels.attention import ROWS as ATTENTION_ROWS
-from nacz.kernels.compile import compiled
+from nacz.kernels.compile import compiled, inner
 from nacz.kernels.gemm import scaled_product
 from nacz.kernels.rope import angles
 from nacz.kernels.rows import add_rows, gated_rows, normalise_rows, quantise_rows, rotate_rows
@@ -199,7 +199,7 @@ def make_scratch(shape: Shape, rows: int) -> Scratch:
     )
 
 
-@compiled
+@inner
 def _attention_rows(
     kern: Any, shape: Any, cache: Any, s: Any, layer: int, lane: int, first: int, count: int, position: int
 ) -> None:
@@ -230,7 +230,7 @@ def _attention_rows(
         attend(kern, count, position, group, slots, cache, cache_at, s, s.hidden, at, shape.dim)
 
 
-@compiled
+@inner
 def _keep(m: int, d: int, at: int, x: Any, row: Any, kept: Any) -> None:
     """Copy m rows of x to the places of `row` in `kept`, from row `at` on."""
     for r in range(m):
@@ -240,13 +240,13 @@ def _keep(m: int, d: int, at: int, x: Any, row: Any, kept: Any) -> None:
             some[i] = x[r * d + i]
 
 
-@compiled
+@inner
 def key_layer(layers: int) -> Any:
     """The layer whose input says best what comes next as it came before (docs/ensemble.md, Recall)."""
     return layers * 4 // 5
 
 
-@compiled
+@inner
 def keep_key(m: int, d: int, s: Any) -> None:
     """Keep the m quantised rows at hand as those of the key layer's input."""
     key, a = s.key, s.a

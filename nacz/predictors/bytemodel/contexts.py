@@ -10,7 +10,7 @@ from typing import Any
 
 from numba import njit
 
-from nacz.kernels.compile import compiled
+from nacz.kernels.compile import inner
 
 # Registers. Hashes are 32 bits wide, kept in int64 so that no operation mixes signed and unsigned.
 C4 = 0  # last four bytes, newest lowest
@@ -58,7 +58,7 @@ def mix(a: int, b: int) -> int:
     return h ^ (h >> 13)
 
 
-@compiled
+@inner
 def char_class(c: int) -> int:
     """16 classes that tell text, numbers, punctuation and binary apart."""
     if 97 <= c <= 122:
@@ -92,7 +92,7 @@ def char_class(c: int) -> int:
     return 15
 
 
-@compiled
+@inner
 def absorb(reg: Any, pos: int, c: int) -> None:
     """Bring the registers up to date after byte `c` was written at `pos`."""
     c4 = reg[C4]
@@ -134,7 +134,7 @@ def absorb(reg: Any, pos: int, c: int) -> None:
         reg[STACKP] = p
 
 
-@compiled
+@inner
 def contexts_1(h: Any, reg: Any, buf: Any, pos: int, ind: Any) -> None:
     """Level 1: orders 1, 2, 3, 4, 6 and the word."""
     c4 = reg[C4]
@@ -145,7 +145,7 @@ def contexts_1(h: Any, reg: Any, buf: Any, pos: int, ind: Any) -> None:
     h[5] = mix(reg[WORD0], 0x70000 + (c4 & 0xFF))
 
 
-@compiled
+@inner
 def contexts_2(h: Any, reg: Any, buf: Any, pos: int, ind: Any) -> None:
     """Level 2: orders 1 to 6, word pairs, the byte above, a sparse and an indirect context."""
     c4 = reg[C4]
@@ -178,7 +178,7 @@ def byte_ago(buf: Any, pos: int, distance: int) -> Any:
     return buf[pos - distance] if 0 < distance <= pos else 0
 
 
-@compiled
+@inner
 def contexts_3(h: Any, reg: Any, buf: Any, pos: int, ind: Any) -> None:
     """Level 3: everything that earned its time on the test files."""
     c4 = reg[C4]
@@ -237,7 +237,7 @@ def contexts_3(h: Any, reg: Any, buf: Any, pos: int, ind: Any) -> None:
         h[22] = mix(mix(c1, pos % max(width, 1)), 0x270000)
 
 
-@compiled
+@inner
 def absorb_indirect(reg: Any, ind: Any, c: int) -> None:
     """Remember `c` as the latest successor of the one and of the two bytes before it."""
     c4 = reg[C4]

@@ -9,7 +9,7 @@ from typing import Any
 
 from numba import njit
 
-from nacz.kernels.compile import compiled
+from nacz.kernels.compile import inner
 
 from . import contexts as cx
 
@@ -95,7 +95,7 @@ def direct_hash(reg: Any, i: int) -> Any:
     return cx.mix(reg[cx.WORD0], c4 & 0xFF)
 
 
-@compiled
+@inner
 def head_line(buf: Any, pos: int, count: int, mask: int) -> int:
     """The line of the heads for the `count` bytes before `pos`; the byte at `pos` chooses inside of it."""
     h = 0
