@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from nacz.arrays import aligned
 from nacz.coder.range_coder import POSITION, decoder_consistent, decoder_init
 from nacz.errors import CorruptDataError
+from nacz.kernels.ahead import Ahead
 from nacz.kernels.attention import BLOCK
 from nacz.kernels.cdf import GROUP
 from nacz.lanes import POLL, Engine, Progress, Worker, lane_lengths, lane_starts
@@ -63,7 +64,7 @@ def decode_lanes(
     learner = learning and Learner(kern, shape, weights, learning, lanes, threads)
     longest = int(lengths[0])
     workers = max(1, min(threads, lanes)) if engine is None else 1
-    work = _Decoding(kern, shape, weights, bos, stream, count, lanes, workers, ensemble, learner, engine)
+    work = _Decoding(kern, shape, weights, bos, stream, count, lanes, workers, ensemble, learner, engine, threads)
     steps = learner.steps if learner else longest
     try:
         with ThreadPoolExecutor(max(1, len(work.team) - 1)) as pool:
@@ -72,6 +73,8 @@ def decode_lanes(
                 if learner and first + steps < longest:
                     work.learn(first)
     finally:
+        if work.ensemble is not None:
+            work.taking.close()
         if learner:
             learner.close()
     if not decoder_consistent(work.state, stream):
@@ -89,7 +92,7 @@ class _Decoding:
 
     def __init__(
         self, kern: Any, shape: Shape, weights: Weights, bos: int, stream: NDArray[np.uint8], count: int, lanes: int,
-        workers: int, ensemble: MakeEnsemble | None, learner: Learner | None, engine: Engine | None,
+        workers: int, ensemble: MakeEnsemble | None, learner: Learner | None, engine: Engine | None, threads: int,
     ) -> None:  # fmt: skip
         self.learner, self.due = learner, 0.0
         weights = learner.weights if learner else weights
@@ -118,6 +121,8 @@ class _Decoding:
         self.logits = np.empty((lanes * rows, shape.vocab), np.int32)  # without an ensemble: frequencies
         self.sums = np.empty((lanes, shape.vocab // GROUP), np.int32)
         self.bench = make_bench(shape, 1)
+        if self.ensemble is not None:
+            self.taking = Ahead(take_mixed, self.mix(0, 0, 0, self.starts), threads)
 
     def decode(self, pool: ThreadPoolExecutor, steps: range, progress: Progress | None) -> None:
         """Take the tokens of these steps. The calling thread is the first worker, and tells the progress."""
@@ -222,7 +227,12 @@ class _Decoding:
             return
         recall, begin = self.ensemble.recall, np.array(self.first)[self.owner]
         where = begin * recall.columns + (np.arange(self.lanes) - begin) * width(recall, seen_at(t, self.lanes))
-        take_mixed(
+        self.taking.wait()
+        take_mixed(*self.mix(t, first, last, where))
+
+    def mix(self, t: int, first: int, last: int, where: NDArray[np.int64]) -> tuple[Any, ...]:
+        """Arguments of `take_mixed`; where: where the cosines of lanes begin."""
+        return (
             self.state, self.stream, self.shape, self.ensemble, t, first, last, self.starts, self.logits, self.cosines,
             where, self.hidden, self.bench, self.outcomes, self.out, self.current, self.drafts, self.place, self.ready,
         )  # fmt: skip

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from nacz.arrays import aligned
 from nacz.coder.range_coder import RangeEncoder
+from nacz.kernels.ahead import Ahead
 from nacz.kernels.cdf import total_bits
 from nacz.lanes import POLL, Engine, Progress, Worker, lane_lengths, lane_starts
 from nacz.predictors.backward import no_outcomes
@@ -41,6 +42,7 @@ class _Encoding:
     def __init__(
         self, kern: Any, shape: Shape, weights: Weights, bos: int, tokens: NDArray[np.int32], lanes: int, rows: int,
         ensemble: MakeEnsemble | None, learner: Learner | None, engine: Engine | None, coder: RangeEncoder | None,
+        threads: int,
     ) -> None:  # fmt: skip
         self.kern, self.shape, self.learner, self.engine, self.coder = kern, shape, learner, engine, coder
         self.weights = learner.weights if learner else weights
@@ -75,6 +77,8 @@ class _Encoding:
             self.fixed = [np.empty((HEAD_ROWS, shape.vocab), np.int32) for _ in range(2)]
             columns = self.ensemble.recall.columns
             self.cosines = [aligned(HEAD_ROWS * columns, np.float32) for _ in range(2)]
+            some = np.empty(0, np.uint32)
+            self.mixing = Ahead(mixed_intervals, self.mix(0, 0, 0, 0, some, some, 0), threads)
         self.chunks = -(-longest // self.steps)
 
     def forward_chunk(self, chunk: int, lane: int, stop: list[bool]) -> None:
@@ -137,14 +141,13 @@ class _Encoding:
             )  # fmt: skip
 
         prepare(0)
+        self.mixing.wait()
         for at in range(0, m, HEAD_ROWS):
             half, following = at // HEAD_ROWS % 2, at + HEAD_ROWS
             ahead = pool.submit(prepare, following) if pool is not None and following < m else None
             pieces = mixed_intervals(
-                self.shape, e, first + m, first + at, min(HEAD_ROWS, m - at), self.lanes, self.starts, self.tokens,
-                self.bench, self.fixed[half], self.cosines[half], self.outcomes, self.low, self.freq,
-                low, freq, pieces,
-            )  # fmt: skip
+                *self.mix(first + m, first + at, min(HEAD_ROWS, m - at), half, low, freq, pieces)
+            )
             if ahead is not None:
                 ahead.result()
             elif following < m:
@@ -152,6 +155,13 @@ class _Encoding:
         if self.coder is not None and e.members & BYTES:
             self.coder.encode(low, freq)
         self.done[:] = np.minimum(self.lengths, (chunk + 1) * self.steps)
+
+    def mix(self, known: int, first: int, n: int, half: int, low: Any, freq: Any, pieces: int) -> tuple[Any, ...]:
+        """Arguments of `mixed_intervals`, whose logits and cosines are in that half of the room."""
+        return (
+            self.shape, self.ensemble, known, first, n, self.lanes, self.starts, self.tokens, self.bench,
+            self.fixed[half], self.cosines[half], self.outcomes, self.low, self.freq, low, freq, pieces,
+        )  # fmt: skip
 
     def report(self, progress: Progress | None) -> None:
         """Tell how far it is. The bytes are for the eyes only: the coder itself has not run yet."""
@@ -188,7 +198,9 @@ def encode_lanes(
     longest = int(lane_lengths(tokens.size, lanes)[0])
     shape = fitted(shape, longest)
     learner = learning and Learner(kern, shape, weights, learning, lanes, threads)
-    work = _Encoding(kern, shape, weights, bos, tokens, lanes, min(rows, longest), ensemble, learner, engine, coder)
+    work = _Encoding(
+        kern, shape, weights, bos, tokens, lanes, min(rows, longest), ensemble, learner, engine, coder, threads
+    )
     stop = [False]
     running: list[Future[None] | None] = [None] * lanes
 
@@ -226,6 +238,8 @@ def encode_lanes(
             work.report(progress)
         finally:
             stop[0] = True
+            if work.ensemble is not None:
+                work.mixing.close()
             if learner:
                 learner.close()
     low, freq = work.low.astype(np.uint32), work.freq.astype(np.uint32)

@@ -22,9 +22,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nacz.coder.range_coder import RangeEncoder
 from nacz.formats.varint import encode_varint
+from nacz.kernels.ahead import Ahead
 from nacz.kernels.dispatch import KERNELS, usable
 
-from nacz import lane_encoding
+from nacz import lane_decoding, lane_encoding
 from nacz.errors import CorruptDataError, UnsupportedVersionError, UsageError
 from nacz.lane_decoding import decode_lanes
 from nacz.lane_encoding import encode_lanes
@@ -114,6 +115,31 @@ def test_blocks_chunks_threads_and_kernels_change_nothing(
     for chunk in (1, 100, 10**6):
         monkeypatch.setattr(lane_encoding, "CHUNK", chunk)
         assert stream_of(loaded, tokens, 3, threads=2) == expected, f"chunks of {chunk} rows"
+
+
+def test_what_is_compiled_ahead_is_what_is_called(
+    loaded: store.LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Types that differ would cost the first run a second compilation, and nobody would notice."""
+    meant: list[tuple[Any, tuple[Any, ...]]] = []
+
+    class Recorded(Ahead):
+        def __init__(self, function: Any, arguments: tuple[Any, ...], processors: int) -> None:
+            meant.append((function, tuple(function.typeof_pyval(argument) for argument in arguments)))
+            super().__init__(function, arguments, 1)
+
+    monkeypatch.setattr(lane_encoding, "Ahead", Recorded)
+    monkeypatch.setattr(lane_decoding, "Ahead", Recorded)
+    tokens = some_tokens(500)
+    stream = stream_of(loaded, tokens, 2)
+    shape, weights = make_shape(loaded.architecture, WINDOW), make_weights(loaded)
+    decode_lanes(
+        KERNELS["plain"], shape, weights, 0, np.frombuffer(stream, np.uint8), tokens.size, 2, 1,
+        ensemble=mixed_in(ALL, model=loaded),
+    )  # fmt: skip
+    assert [function.py_func.__name__ for function, _ in meant] == ["mixed_intervals", "take_mixed"]
+    for function, signature in meant:
+        assert signature in function.signatures
 
 
 @given(
