@@ -17,6 +17,7 @@ from nacz.encoder import MemberEncoder
 from nacz.random_access import RandomReader, plain_segments
 from nacz.segment_coder import CodecOptions
 from nacz.segments import SegmentDecoder
+from nacz.workers.crew import ExecutorLike
 
 if TYPE_CHECKING:
     from typing import Self
@@ -32,8 +33,9 @@ class NaczFile(io.BufferedIOBase):
     """A binary file of the plain bytes of an archive.
 
     `file`: a path, or a binary file, which is read or written from where it stands and left open. `mode`: "r", "w",
-    "x" or "a" (a member is added to the archive), with or without "b". `level` and `options` as for `compress`;
-    `memory_limit` as for `decompress`. Errors are those of `compress` and `decompress`, and OSError.
+    "x" or "a" (a member is added to the archive), with or without "b". `level`, `options` and `executor` as for
+    `compress` (reading decodes one segment at a time, in the calling thread); `memory_limit` as for `decompress`.
+    Errors are those of `compress` and `decompress`, and OSError.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class NaczFile(io.BufferedIOBase):
         options: CodecOptions | None = None,
         threads: int = 0,
         memory_limit: int | None = None,
+        executor: ExecutorLike = None,
     ) -> None:
         self._raw: IO[bytes] | None = None
         kind = mode.removesuffix("b")
@@ -64,7 +67,7 @@ class NaczFile(io.BufferedIOBase):
         if kind == "r":
             self._decoder = SegmentDecoder(options, threads, memory_limit=memory_limit)
         else:
-            self._encoder = MemberEncoder(self._raw, options, threads=threads)
+            self._encoder = MemberEncoder(self._raw, options, threads=threads, executor=executor)
 
     @property
     def mode(self) -> str:
@@ -84,6 +87,8 @@ class NaczFile(io.BufferedIOBase):
             if self._encoder is not None:
                 self._encoder.finish()
         finally:
+            if self._encoder is not None:
+                self._encoder.close()
             raw, self._raw, self._encoder = self._raw, None, None
             self._segment, self._random, self._stream = b"", None, None
             if self._owns:
@@ -253,6 +258,7 @@ def open(  # noqa: A001
     options: CodecOptions | None = None,
     threads: int = 0,
     memory_limit: int | None = None,
+    executor: ExecutorLike = None,
     encoding: str | None = None,
     errors: str | None = None,
     newline: str | None = None,
@@ -264,8 +270,9 @@ def open(  # noqa: A001
     if not is_text and not (encoding is None and errors is None and newline is None):
         raise ValueError("encoding, errors and newline are for text")
     binary = NaczFile(
-        file, mode.replace("t", ""), level=level, options=options, threads=threads, memory_limit=memory_limit
-    )
+        file, mode.replace("t", ""), level=level, options=options, threads=threads, memory_limit=memory_limit,
+        executor=executor,
+    )  # fmt: skip
     if not is_text:
         return binary
     return io.TextIOWrapper(binary, io.text_encoding(encoding), errors, newline)

@@ -28,6 +28,7 @@ from nacz.formats.records import (
 from nacz.formats.varint import MAX_VARINT_BYTES, decode_varint
 from nacz.segment_coder import CodecOptions
 from nacz.segments import SegmentDecoder
+from nacz.workers.crew import ExecutorLike
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -41,15 +42,24 @@ class NaczCompressor:
     CONTINUE        keep data until a segment is full
     FLUSH_BLOCK     end a segment here, so that all data so far can be decoded from what was returned
     FLUSH_FRAME     end the member here
+
+    With an `executor` (as for `compress`) a call returns while others code its data; the archive is the same.
     """
 
     CONTINUE = 0
     FLUSH_BLOCK = 1
     FLUSH_FRAME = 2
 
-    def __init__(self, level: int | None = None, options: CodecOptions | None = None, *, threads: int = 0) -> None:
+    def __init__(
+        self,
+        level: int | None = None,
+        options: CodecOptions | None = None,
+        *,
+        threads: int = 0,
+        executor: ExecutorLike = None,
+    ) -> None:
         self._options = CodecOptions.at(level, options)
-        self._threads = threads
+        self._threads, self._executor = threads, executor
         self._out = io.BytesIO()
         self._encoder: MemberEncoder | None = None
         self._last_mode = self.FLUSH_FRAME
@@ -64,13 +74,15 @@ class NaczCompressor:
         if mode not in (self.CONTINUE, self.FLUSH_BLOCK, self.FLUSH_FRAME):
             raise ValueError(f"invalid mode: {mode!r}")
         if self._encoder is None:
-            self._encoder = MemberEncoder(self._out, self._options, threads=self._threads)
+            self._encoder = MemberEncoder(
+                self._out, self._options, threads=self._threads, executor=self._executor
+            )
         self._encoder.write(as_bytes(data))
         if mode == self.FLUSH_BLOCK:
             self._encoder.end_segment()
         elif mode == self.FLUSH_FRAME:
             self._encoder.finish()
-            self._encoder = None
+            self.close()
         self._last_mode = mode
         ready = self._out.getvalue()
         self._out.seek(0)
@@ -82,6 +94,12 @@ class NaczCompressor:
         if mode not in (self.FLUSH_BLOCK, self.FLUSH_FRAME):
             raise ValueError(f"invalid mode: {mode!r}")
         return self.compress(b"", mode)
+
+    def close(self) -> None:
+        """Let go of workers. Data that were not flushed are lost; the next ones begin a member."""
+        if self._encoder is not None:
+            self._encoder.close()
+            self._encoder = None
 
 
 class NaczDecompressor:

@@ -5,6 +5,7 @@ Run with `pytest tests/test_workers.py`. Uses predictors of tests, no weights.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import random
@@ -88,6 +89,36 @@ def test_small_data(data: bytes, processes: Processes) -> None:
     archive = nacz.compress(data, options=BYTES, executor=processes)
     assert archive == nacz.compress(data, options=BYTES)
     assert nacz.decompress(archive, executor=processes) == data
+
+
+def test_files_and_pieces(processes: Processes, tmp_path: Path) -> None:
+    whole = nacz.compress(DATA, options=BYTES)
+    for executor in (None, "threads", processes):
+        path = tmp_path / "file.nacz"
+        with nacz.open(path, "wb", options=BYTES, executor=executor) as file:
+            for at in range(0, len(DATA), 100):
+                file.write(DATA[at : at + 100])
+        assert path.read_bytes() == whole
+        compressor = nacz.NaczCompressor(options=BYTES, executor=executor)
+        pieces = [compressor.compress(DATA[at : at + 100]) for at in range(0, len(DATA), 100)]
+        assert b"".join([*pieces, compressor.flush()]) == whole
+        first = compressor.compress(DATA[:300]) + compressor.flush(compressor.FLUSH_BLOCK)
+        assert nacz.NaczDecompressor().decompress(first) == DATA[:300]
+        compressor.close()
+        assert compressor.compress(DATA) + compressor.flush() == whole
+
+
+def test_a_file_whose_workers_fail_is_closed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    slow(monkeypatch, tmp_path, worker_fakes.Deadly)
+    pool = Processes(2)
+    file = nacz.open(tmp_path / "file.nacz", "wb", options=BYTES, executor=pool)
+    with pytest.raises(WorkerError):
+        file.write(DATA)
+        file.close()
+    with contextlib.suppress(WorkerError):
+        file.close()
+    assert file.closed
+    pool.shutdown()
 
 
 def test_members_and_verify(processes: Processes) -> None:
