@@ -20,12 +20,14 @@ import llvmlite.binding as llvm
 import numpy as np
 from nacz.kernels.compile import config
 from nacz.kernels.gemm import pack, scaled_product
-from nacz.kernels.tiles import Avx2, Neon, Plain, Vnni512
+from nacz.kernels.tiles import Avx2, Neon, Plain, Vnni256, Vnni512
 
 from nacz.errors import InternalError, UsageError
 
 # Fastest first.
-KERNELS: dict[str, Any] = {"vnni512": Vnni512(), "avx2": Avx2(), "neon": Neon(), "plain": Plain()}
+KERNELS: dict[str, Any] = {
+    "vnni512": Vnni512(), "vnni256": Vnni256(), "avx2": Avx2(), "neon": Neon(), "plain": Plain()
+}  # fmt: skip
 
 _AT_HWCAP, _HWCAP_ASIMDDP = 16, 1 << 20  # Linux on AArch64
 
@@ -55,6 +57,7 @@ def usable() -> list[str]:
     has = features()
     able = {
         "vnni512": has.get("avx512vnni", False) and has.get("avx512bw", False) and has.get("avx512vl", False),
+        "vnni256": has.get("avxvnni", False) and has.get("avx2", False),
         "avx2": has.get("avx2", False),
         "neon": platform.machine() in ("aarch64", "arm64") and has.get("dotprod", False),
         "plain": True,

@@ -41,6 +41,12 @@ class Vnni512(NamedTuple):
     tag: int = 0
 
 
+class Vnni256(NamedTuple):
+    """AVX-VNNI, which processors without AVX-512 have: `vpdpbusd` on 32 bytes."""
+
+    tag: int = 0
+
+
 class Avx2(NamedTuple):
     """AVX2: bytes widened to 16 bits, `vpmaddwd` on 32 bytes."""
 
@@ -149,6 +155,22 @@ class _Avx2Step(_Step):
         return out
 
 
+class _Vnni256Step(_Avx2Step):
+    # Registers and the order of reading are those of AVX2.
+    @classmethod
+    def right(cls, builder: Any, addr: Any) -> Any:
+        return [_load(builder, builder.add(addr, I64(32 * part)), cls.vector, 32) for part in range(2)]
+
+    @classmethod
+    def left(cls, builder: Any, word: Any) -> Any:
+        return _splat(builder, word, cls.vector)
+
+    @classmethod
+    def multiply_add(cls, builder: Any, acc: list[Any], left: Any, right: Any) -> list[Any]:
+        dot = _function(builder, "llvm.x86.avx512.vpdpbusd.256", *[cls.vector] * 4)
+        return [builder.call(dot, [a, left, r]) for a, r in zip(acc, right, strict=True)]
+
+
 class _NeonStep(_Step):
     # A processor that LLVM does not know by name may have the instruction and lack the feature in Numba's target.
     features = "+neon,+dotprod"
@@ -205,7 +227,9 @@ class _PlainStep(_Step):
         return [total]
 
 
-_STEPS: dict[str, Any] = {"Vnni512": _Vnni512Step, "Avx2": _Avx2Step, "Neon": _NeonStep, "Plain": _PlainStep}
+_STEPS: dict[str, Any] = {
+    "Vnni512": _Vnni512Step, "Vnni256": _Vnni256Step, "Avx2": _Avx2Step, "Neon": _NeonStep, "Plain": _PlainStep
+}  # fmt: skip
 
 
 def _joined(builder: Any, parts: list[Any]) -> Any:
