@@ -29,7 +29,7 @@ class Ahead:
         may be at work; with one nothing is begun, nor where code of the function is kept already."""
         self._process: subprocess.Popen[bytes] | None = None
         folder, name = cache_folder(), function.py_func.__name__
-        # A process whose standard streams are not files (an embedded interpreter) may have no program to start.
+        # An embedded interpreter may have no program to start.
         if processors < 2 or folder is None or not sys.executable or (os.cpu_count() or 1) < 2:
             return
         if function.signatures or any(folder.rglob(f"*.{name}-*.nbi")):
