@@ -60,7 +60,9 @@ def _settle(b: Any, p: Any, bit: int, state: Any, stream: Any, bits: int, low: A
 
 
 @inner
-def spell(b: Any, lane: int, token: Any, all_freq: Any, state: Any, stream: Any, low: Any, freq: Any, at: int) -> Any:
+def spell(
+    b: Any, lane: int, token: Any, all_freq: Any, state: Any, stream: Any, low: Any, freq: Any, at: int
+) -> Any:
     """Write the decisions that lead to `token`, expected with all_freq (int32[vocab]), to low and freq (uint32) from
     `at` on, or, if it is below 0, decode it; the lane takes in its bytes. Returns (token, `at` of the next one)."""
     s = b.spelling
