@@ -20,6 +20,8 @@ from typing import Any
 
 from nacz.kernels.compile import cache_folder
 
+from nacz.interpreter import command
+
 
 class Ahead:
     """A function that may be on its way. `wait` before it is called, `close` in any case."""
@@ -35,12 +37,10 @@ class Ahead:
         if function.signatures or any(folder.rglob(f"*.{name}-*.nbi")):
             return
         signature = tuple(function.typeof_pyval(argument) for argument in arguments)
-        # The modules of this process, wherever they came from, are those of the other.
-        code = f"import sys; sys.path[:] = {sys.path!r}; from nacz.kernels.ahead import main; main()"
         quiet = subprocess.DEVNULL
         with contextlib.suppress(OSError):
             self._process = subprocess.Popen(
-                [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=quiet, stderr=quiet
+                command("nacz.kernels.ahead"), stdin=subprocess.PIPE, stdout=quiet, stderr=quiet
             )
             assert self._process.stdin is not None
             with self._process.stdin as pipe:

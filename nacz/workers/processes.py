@@ -13,13 +13,13 @@ import contextlib
 import os
 import pickle
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future
 from queue import SimpleQueue
 from typing import IO, Any
 
+from nacz.interpreter import command
 from nacz.workers.frames import read_frame, write_frame
 
 __all__ = ["ProcessLost", "Processes"]
@@ -159,10 +159,8 @@ def _ask(to: IO[bytes], back: IO[bytes], job: Job, work: bytes) -> Any:
 
 
 def _start(variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    # The modules of this process, wherever they came from, are those of the worker.
-    code = f"import sys; sys.path[:] = {sys.path!r}; from nacz.workers.child import main; main()"
     return subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **variables}
+        command("nacz.workers.child"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **variables}
     )
 
 
