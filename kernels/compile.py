@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -94,16 +95,20 @@ def _keep_alone(dispatcher: Any, folder: Path) -> None:
     files.save = locked
 
 
+_setting = threading.Lock()  # the folder is a setting of the process, and threads may ask for functions at once
+
+
 def _dispatcher(function: Any, folder: Path | None, **options: Any) -> Any:
     """Numba's compiler of `function`, which keeps its machine code in `folder`."""
     if folder is None:
         return njit(nogil=True, error_model="numpy", **options)(function)
-    before = config.CACHE_DIR
-    config.CACHE_DIR = str(folder)
-    try:
-        kept = njit(nogil=True, error_model="numpy", cache=True, **options)(function)
-    finally:
-        config.CACHE_DIR = before
+    with _setting:
+        before = config.CACHE_DIR
+        config.CACHE_DIR = str(folder)
+        try:
+            kept = njit(nogil=True, error_model="numpy", cache=True, **options)(function)
+        finally:
+            config.CACHE_DIR = before
     _keep_alone(kept, folder)
     return kept
 
