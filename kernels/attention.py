@@ -15,8 +15,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from nacz.kernels.amx import ROWS as TILE_ROWS
+from nacz.kernels.amx import configure, release
 from nacz.kernels.compile import inner
-from nacz.kernels.gemm import sums_product
+from nacz.kernels.gemm import by_tiles, sums_by_tiles, sums_product
 from nacz.kernels.ops import iadd, imul, isub, power_of_two
 from nacz.kernels.spans import (
     add_span,
@@ -34,6 +36,7 @@ BYTES = BLOCK * HEAD  # int8 of keys, or of values, per block and kv head
 AHEAD = BYTES  # how far to prefetch where a tile has the rows of one query, in bytes: a decoder waits for its cache
 ROWS = 6  # rows per tile
 TOGETHER = 12  # rows that walk the blocks together
+MOST_ROWS, MOST_TOGETHER = TILE_ROWS, 3 * TILE_ROWS  # the same with tile registers: what work space is made for
 
 
 @inner
@@ -88,9 +91,16 @@ def attend(
     oldest = max(1, current - (slots - 2))
     blocks = 1 + max(0, current - oldest + 1)
     n_rows = rows * group
-    row = 0
+    tiles = by_tiles(kern, n_rows, HEAD)
+    row, most, configured = 0, MOST_ROWS if tiles else ROWS, 0
     while row < n_rows:
-        together = min(TOGETHER, n_rows - row)
+        together = min(MOST_TOGETHER if tiles else TOGETHER, n_rows - row)
+        if tiles:
+            # Full tiles, or in the end one that is not full.
+            together = max(together // most * most, min(together, most))
+            if configured != min(together, most):
+                configured = min(together, most)
+                configure(kern, configured)
         for r in range(together):
             total[r] = 0.0
             for d in range(r * HEAD, (r + 1) * HEAD):
@@ -100,11 +110,15 @@ def attend(
             slot = cache_at + (0 if i == 0 else 1 + (block - 1) % (slots - 1))
             turned = sink_row if i == 0 else 0
             at = slot * 2 * BYTES
-            for first in range(0, together, ROWS):
-                mr = min(ROWS, together - first)
+            for first in range(0, together, most):
+                mr = min(most, together - first)
                 q_at = (turned + row + first) * HEAD
-                sums_product(kern, mr, q, q_at, HEAD, kv, at, HEAD, sums, 0, BLOCK, AHEAD)
-                sums_product(kern, mr, q, q_at, HEAD, kv, at + (BYTES >> 1), HEAD, sums, 64, BLOCK, AHEAD)
+                if tiles:
+                    sums_by_tiles(kern, q, q_at, HEAD, kv, at, HEAD, sums, 0, BLOCK)
+                    sums_by_tiles(kern, q, q_at, HEAD, kv, at + (BYTES >> 1), HEAD, sums, 64, BLOCK)
+                else:
+                    sums_product(kern, mr, q, q_at, HEAD, kv, at, HEAD, sums, 0, BLOCK, AHEAD)
+                    sums_product(kern, mr, q, q_at, HEAD, kv, at + (BYTES >> 1), HEAD, sums, 64, BLOCK, AHEAD)
                 for r in range(mr):
                     j = row + first + r
                     if block < current:
@@ -120,10 +134,15 @@ def attend(
                     total[first + r] += np.float64(some) * power_of_two(whole)
                     factor[r] = power_of_two(isub(iadd(whole, exponent), 134))
                 # |sum| <= 128 * 255 * 127 < 2^22
-                sums_product(kern, mr, p, 0, BLOCK, kv, at + BYTES, BLOCK, sums, 0, HEAD, AHEAD)
+                if tiles:
+                    sums_by_tiles(kern, p, 0, BLOCK, kv, at + BYTES, BLOCK, sums, 0, HEAD)
+                else:
+                    sums_product(kern, mr, p, 0, BLOCK, kv, at + BYTES, BLOCK, sums, 0, HEAD, AHEAD)
                 for r in range(mr):
                     add_span(sums, r * HEAD, factor[r], acc, (first + r) * HEAD)
         for r in range(together):
             to = out_at + ((row + r) // group) * out_row + ((row + r) % group) * HEAD
             scale_span(acc, r * HEAD, 1.0 / total[r], out, to)
         row += together
+    if tiles:
+        release(kern)

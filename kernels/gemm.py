@@ -11,6 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from nacz.kernels.amx import AHEAD, LEAST, TERMS, configure, has_tiles, release, tile_scaled, tile_sums
+from nacz.kernels.amx import ROWS as TILE_ROWS
 from nacz.kernels.compile import compiled, inner
 from nacz.kernels.tiles import SCALED, SCALED_AHEAD, SUMS, SUMS_AHEAD, address, tile
 
@@ -71,9 +73,45 @@ def sums_product(
 
 
 @inner
+def by_tiles(kern: Any, rows: int, terms: int) -> Any:
+    """Whether so many rows over so many terms go through tile registers."""
+    return has_tiles(kern) and rows >= LEAST and terms % TERMS == 0
+
+
+@inner
+def sums_by_tiles(
+    kern: Any, a: Any, a_at: int, a_row: int, b: Any, b_at: int, terms: int, out: Any, out_at: int, out_row: int
+) -> None:
+    """`sums_product` for as many rows as the tile registers are configured for."""
+    tile_sums(kern, address(a, a_at), a_row, address(b, b_at), terms, address(out, out_at), out_row)
+
+
+@inner
+def _scaled_by_tiles(
+    kern: Any, m: int, n: int, k: int, a: int, zero: int, scale: int, b: int, colsum: int, colscale: int, out: int
+) -> None:
+    rows = min(m, TILE_ROWS)
+    configure(kern, rows)
+    for col in range(0, n, PANEL):
+        panel, total, column = b + col * k, colsum + 4 * col, colscale + 4 * col
+        if rows == m:
+            tile_scaled(kern, AHEAD, m, a, panel, k, out + 4 * col, n, zero, scale, total, column)
+            continue
+        for first in range(0, m, rows):
+            # The last tile makes some rows once more rather than be configured for fewer.
+            row = min(first, m - rows)
+            x, y, z, s = a + row * k, out + 4 * (row * n + col), zero + 4 * row, scale + 4 * row
+            tile_scaled(kern, 0, rows, x, panel, k, y, n, z, s, total, column)
+    release(kern)
+
+
+@inner
 def _scaled_product(
     kern: Any, m: int, n: int, k: int, a: int, zero: int, scale: int, b: int, colsum: int, colscale: int, out: int
 ) -> None:
+    if by_tiles(kern, m, k):
+        _scaled_by_tiles(kern, m, n, k, a, zero, scale, b, colsum, colscale, out)
+        return
     tiles = (m + ROWS - 1) // ROWS
     # Between one row tile and many, reading the weights is what takes time: fetch the next panel early. Rows are shared
     # out evenly, so that with two tiles or more each has at least three.

@@ -35,6 +35,12 @@ MODE_ROWS = {SUMS: range(1, 7), SCALED: range(1, 7), SUMS_AHEAD: (3,), SCALED_AH
 
 # A kernel is passed through compiled code as a value of its own type: the type selects the implementation and is part
 # of the signature under which Numba caches machine code, so two kernels never share a cache entry.
+class Amx(NamedTuple):
+    """AMX: `tdpbusd` on sixteen rows at a time (`nacz.kernels.amx`); a tile of few rows is that of AVX-512 VNNI."""
+
+    tag: int = 0
+
+
 class Vnni512(NamedTuple):
     """AVX-512 VNNI: `vpdpbusd` on 64 bytes."""
 
@@ -65,11 +71,11 @@ class Plain(NamedTuple):
     tag: int = 0
 
 
-def _function(builder: Any, name: str, result: Any, *params: Any) -> Any:
+def function(builder: Any, name: str, result: Any, *params: Any) -> Any:
     return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, list(params)), name)
 
 
-def _splat(builder: Any, scalar: Any, vector: Any) -> Any:
+def splat(builder: Any, scalar: Any, vector: Any) -> Any:
     undef = ir.Constant(vector, ir.Undefined)
     one = builder.insert_element(undef, scalar, I32(0))
     return builder.shuffle_vector(one, undef, ir.Constant(ir.VectorType(I32, vector.count), [0] * vector.count))
@@ -79,7 +85,7 @@ def _const(vector: Any, value: int) -> Any:
     return ir.Constant(vector, [value] * vector.count)
 
 
-def _load(builder: Any, addr: Any, ty: Any, align: int) -> Any:
+def load(builder: Any, addr: Any, ty: Any, align: int) -> Any:
     value = builder.load(builder.inttoptr(addr, ty.as_pointer()))
     value.align = align
     return value
@@ -88,7 +94,12 @@ def _load(builder: Any, addr: Any, ty: Any, align: int) -> Any:
 class _Step:
     """One step: four terms of `mr` rows with sixteen columns. `parts` vectors of `vector` hold the sixteen sums."""
 
-    near = 0  # how far ahead, in bytes, the first column block of a panel asks for all of it; 0 for not at all
+    near_level = 3  # of the cache that `near` asks for: 3 is the first, 2 the second
+
+    @classmethod
+    def near(cls, mr: int) -> int:
+        """How far ahead, in bytes, the first pass of `mr` rows over a panel asks for all of it; 0 for not at all."""
+        return 0
 
     @staticmethod
     def columns_at_once(mr: int) -> int:
@@ -105,25 +116,38 @@ class _Vnni512Step(_Step):
 
     @staticmethod
     def right(builder: Any, addr: Any) -> Any:
-        return _load(builder, addr, V16, 64)
+        return load(builder, addr, V16, 64)
 
     @staticmethod
     def left(builder: Any, word: Any) -> Any:
-        return _splat(builder, word, V16)
+        return splat(builder, word, V16)
 
     @staticmethod
     def multiply_add(builder: Any, acc: list[Any], left: Any, right: Any) -> list[Any]:
         # LLVM before 22 declares the operands as 16 x i32, later ones as 64 x i8; the old form is upgraded on reading.
-        dot = _function(builder, "llvm.x86.avx512.vpdpbusd.512", V16, V16, V16, V16)
+        dot = function(builder, "llvm.x86.avx512.vpdpbusd.512", V16, V16, V16, V16)
         return [builder.call(dot, [acc[0], left, right])]
+
+
+class _AmxStep(_Vnni512Step):
+    # Few rows wait for weights. What this processor's own prefetcher brings in ends with a page: 1, 3 and 6 rows read
+    # weights that no cache holds at 16, 11 and 9 GB/s without and at 26, 24 and 21 with the hint, on a Xeon 6 core.
+    near_level = 2
+
+    @classmethod
+    def near(cls, mr: int) -> int:
+        return 16384
 
 
 class _Avx2Step(_Step):
     vector, parts = ir.VectorType(I32, 8), 2
     half = ir.VectorType(I16, 16)
-    # A panel is read once for each of its column blocks, in strides that no prefetcher follows from memory: 3 rows went
-    # from 25 to 49 G-op/s on a Zen 3 core, 512 rows were as fast as without.
-    near = 1024
+
+    @classmethod
+    def near(cls, mr: int) -> int:
+        # A panel is read once for each of its column blocks, in strides that no prefetcher follows from memory: 3 rows
+        # went from 25 to 49 G-op/s on a Zen 3 core, 512 rows were as fast as without.
+        return 1024 if cls.columns_at_once(mr) < COLUMNS else 0
 
     @staticmethod
     def columns_at_once(mr: int) -> int:
@@ -134,7 +158,7 @@ class _Avx2Step(_Step):
     def right(cls, builder: Any, addr: Any) -> Any:
         out = []
         for part in range(2):
-            words = builder.bitcast(_load(builder, builder.add(addr, I64(32 * part)), cls.vector, 32), cls.half)
+            words = builder.bitcast(load(builder, builder.add(addr, I64(32 * part)), cls.vector, 32), cls.half)
             even = builder.ashr(builder.shl(words, _const(cls.half, 8)), _const(cls.half, 8))
             out.append((even, builder.ashr(words, _const(cls.half, 8))))
         return out
@@ -142,12 +166,12 @@ class _Avx2Step(_Step):
     @classmethod
     def left(cls, builder: Any, word: Any) -> Any:
         # Split after the broadcast, which then comes straight from memory instead of through a scalar register.
-        both = builder.bitcast(_splat(builder, word, cls.vector), cls.half)
+        both = builder.bitcast(splat(builder, word, cls.vector), cls.half)
         return [builder.and_(both, _const(cls.half, 255)), builder.lshr(both, _const(cls.half, 8))]
 
     @classmethod
     def multiply_add(cls, builder: Any, acc: list[Any], left: Any, right: Any) -> list[Any]:
-        madd = _function(builder, "llvm.x86.avx2.pmadd.wd", cls.vector, cls.half, cls.half)
+        madd = function(builder, "llvm.x86.avx2.pmadd.wd", cls.vector, cls.half, cls.half)
         out = []
         for a, (even, odd) in zip(acc, right, strict=True):
             a = builder.add(a, builder.call(madd, [left[0], even]))
@@ -159,15 +183,15 @@ class _Vnni256Step(_Avx2Step):
     # Registers and the order of reading are those of AVX2.
     @classmethod
     def right(cls, builder: Any, addr: Any) -> Any:
-        return [_load(builder, builder.add(addr, I64(32 * part)), cls.vector, 32) for part in range(2)]
+        return [load(builder, builder.add(addr, I64(32 * part)), cls.vector, 32) for part in range(2)]
 
     @classmethod
     def left(cls, builder: Any, word: Any) -> Any:
-        return _splat(builder, word, cls.vector)
+        return splat(builder, word, cls.vector)
 
     @classmethod
     def multiply_add(cls, builder: Any, acc: list[Any], left: Any, right: Any) -> list[Any]:
-        dot = _function(builder, "llvm.x86.avx512.vpdpbusd.256", *[cls.vector] * 4)
+        dot = function(builder, "llvm.x86.avx512.vpdpbusd.256", *[cls.vector] * 4)
         return [builder.call(dot, [a, left, r]) for a, r in zip(acc, right, strict=True)]
 
 
@@ -179,18 +203,18 @@ class _NeonStep(_Step):
 
     @classmethod
     def right(cls, builder: Any, addr: Any) -> Any:
-        load = [_load(builder, builder.add(addr, I64(16 * p)), cls.vector, 16) for p in range(4)]
+        load = [load(builder, builder.add(addr, I64(16 * p)), cls.vector, 16) for p in range(4)]
         return [builder.bitcast(v, cls.bytes16) for v in load]
 
     @classmethod
     def left(cls, builder: Any, word: Any) -> Any:
         # `sdot` is signed x signed: (a - 128) here, the missing 128 * b is added in multiply_add.
         signed = builder.xor(word, I32(0x80808080))
-        return builder.bitcast(_splat(builder, signed, cls.vector), cls.bytes16)
+        return builder.bitcast(splat(builder, signed, cls.vector), cls.bytes16)
 
     @classmethod
     def multiply_add(cls, builder: Any, acc: list[Any], left: Any, right: Any) -> list[Any]:
-        sdot = _function(
+        sdot = function(
             builder, "llvm.aarch64.neon.sdot.v4i32.v16i8", cls.vector, cls.vector, cls.bytes16, cls.bytes16
         )
         # a * b = (a - 128) * b - (-128) * b; the second term is two multiplications by 64, which fits a signed byte.
@@ -208,7 +232,7 @@ class _PlainStep(_Step):
 
     @staticmethod
     def right(builder: Any, addr: Any) -> Any:
-        words = _load(builder, addr, V16, 64)
+        words = load(builder, addr, V16, 64)
         out = []
         for byte in range(4):
             up = builder.shl(words, _const(V16, 24 - 8 * byte)) if byte < 3 else words
@@ -217,7 +241,7 @@ class _PlainStep(_Step):
 
     @staticmethod
     def left(builder: Any, word: Any) -> Any:
-        return [_splat(builder, builder.and_(builder.lshr(word, I32(8 * byte)), I32(255)), V16) for byte in range(4)]
+        return [splat(builder, builder.and_(builder.lshr(word, I32(8 * byte)), I32(255)), V16) for byte in range(4)]
 
     @staticmethod
     def multiply_add(builder: Any, acc: list[Any], left: Any, right: Any) -> list[Any]:
@@ -228,7 +252,8 @@ class _PlainStep(_Step):
 
 
 _STEPS: dict[str, Any] = {
-    "Vnni512": _Vnni512Step, "Vnni256": _Vnni256Step, "Avx2": _Avx2Step, "Neon": _NeonStep, "Plain": _PlainStep
+    "Amx": _AmxStep, "Vnni512": _Vnni512Step, "Vnni256": _Vnni256Step, "Avx2": _Avx2Step, "Neon": _NeonStep,
+    "Plain": _PlainStep,
 }  # fmt: skip
 
 
@@ -258,11 +283,11 @@ def _column_sums(
                 part.add_incoming(_const(step.vector, 0), before)
     terms, block = builder.shl(index, I64(2)), builder.shl(index, I64(8))
     right = [step.right(builder, builder.add(column, block)) for column in columns]
-    fetch = _function(builder, "llvm.prefetch.p0", ir.VoidType(), I8.as_pointer(), I32, I32, I32)
+    fetch = function(builder, "llvm.prefetch.p0", ir.VoidType(), I8.as_pointer(), I32, I32, I32)
     if near:
         for line in range(4):
             where = builder.add(builder.add(columns[0], block), I64(near + 64 * line))
-            builder.call(fetch, [builder.inttoptr(where, I8.as_pointer()), I32(0), I32(3), I32(1)])
+            builder.call(fetch, [builder.inttoptr(where, I8.as_pointer()), I32(0), I32(step.near_level), I32(1)])
     if ahead is not None:
         # The next panel comes into the second-level cache while this one is multiplied: 16 rows x 49,152 columns went
         # from 500 to 827 G-op/s on a Zen 5 core. With a single row tile the hint only costs (55 to 39 GB/s).
@@ -271,7 +296,7 @@ def _column_sums(
             builder.call(fetch, [where, I32(0), I32(2), I32(1)])
     sums = []
     for row, old in zip(rows, acc, strict=True):
-        left = step.left(builder, _load(builder, builder.add(row, terms), I32, 4))
+        left = step.left(builder, load(builder, builder.add(row, terms), I32, 4))
         sums.append([step.multiply_add(builder, o, left, r) for o, r in zip(old, right, strict=True)])
     following = builder.add(index, I64(1))
     index.add_incoming(following, loop)
@@ -282,6 +307,12 @@ def _column_sums(
     builder.cbranch(builder.icmp_signed("<", following, k4), loop, done)
     builder.position_at_end(done)
     return [[_joined(builder, column) for column in row] for row in sums]
+
+
+def epilogue(builder: Any, sums: Any, zero: Any, colsum: Any, colscale: Any, scale: Any) -> Any:
+    """Sixteen sums to float32, in the order of the contract. zero, scale: of the row, in all lanes."""
+    exact = builder.sitofp(builder.sub(sums, builder.mul(zero, colsum)), F16)
+    return builder.fmul(builder.fmul(exact, colscale), scale)
 
 
 def _emit(builder: Any, step: Any, mr: int, mode: int, args: dict[str, Any]) -> None:
@@ -296,21 +327,20 @@ def _emit(builder: Any, step: Any, mr: int, mode: int, args: dict[str, Any]) -> 
     scaled = mode in (SCALED, SCALED_AHEAD)
     at_once = step.columns_at_once(mr)
     for first in range(0, COLUMNS, at_once):
-        near = step.near if mode == SCALED and first == 0 and at_once < COLUMNS else 0
+        near = step.near(mr) if mode == SCALED and first == 0 else 0
         sums = _column_sums(builder, step, rows, columns[first : first + at_once], args["k4"], ahead, near)
         for j in range(at_once):
             at = I64(16 * (first + j))
             if scaled:
-                csum = _load(builder, words(args["colsum"], at), V16, 4)
-                cscale = _load(builder, words(args["colscale"], at), F16, 4)
+                csum = load(builder, words(args["colsum"], at), V16, 4)
+                cscale = load(builder, words(args["colscale"], at), F16, 4)
             for m in range(mr):
                 place = words(args["out"], builder.add(builder.mul(args["out_row"], I64(m)), at))
                 value = sums[m][j]
                 if scaled:
-                    z = _splat(builder, _load(builder, words(args["zero"], I64(m)), I32, 4), V16)
-                    s = _splat(builder, _load(builder, words(args["scale"], I64(m)), F32, 4), F16)
-                    value = builder.sitofp(builder.sub(value, builder.mul(z, csum)), F16)
-                    value = builder.fmul(builder.fmul(value, cscale), s)
+                    z = splat(builder, load(builder, words(args["zero"], I64(m)), I32, 4), V16)
+                    s = splat(builder, load(builder, words(args["scale"], I64(m)), F32, 4), F16)
+                    value = epilogue(builder, value, z, csum, cscale, s)
                 builder.store(value, builder.inttoptr(place, value.type.as_pointer())).align = 4
 
 

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nacz.arrays import aligned
-from nacz.kernels.attention import BLOCK, TOGETHER
-from nacz.kernels.attention import ROWS as ATTENTION_ROWS
+from nacz.kernels.attention import BLOCK, MOST_ROWS, MOST_TOGETHER
 from nacz.kernels.cdf import LIMIT
 from nacz.kernels.compile import compiled, inner
 from nacz.kernels.gemm import scaled_product
@@ -185,11 +184,11 @@ def make_general_scratch(shape: GeneralShape, rows: int) -> GeneralScratch:
         small=aligned(shape.width, np.int8),
         q=aligned(2 * per_head * shape.width, np.uint8),
         q_step=aligned(2 * per_head, np.float32),
-        total=aligned(TOGETHER, np.float64),
-        factor=aligned(ATTENTION_ROWS, np.float64),
-        sums=aligned(ATTENTION_ROWS * BLOCK, np.int32),
-        p=aligned(ATTENTION_ROWS * BLOCK, np.uint8),
-        acc=aligned(TOGETHER * shape.width, np.float64),
+        total=aligned(MOST_TOGETHER, np.float64),
+        factor=aligned(MOST_ROWS, np.float64),
+        sums=aligned(MOST_ROWS * BLOCK, np.int32),
+        p=aligned(MOST_ROWS * BLOCK, np.uint8),
+        acc=aligned(MOST_TOGETHER * shape.width, np.float64),
     )
 
 

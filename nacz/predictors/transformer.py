@@ -13,8 +13,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nacz.arrays import aligned
-from nacz.kernels.attention import BLOCK, BYTES, HEAD, TOGETHER, attend, put_key, put_query, put_value
-from nacz.kernels.attention import ROWS as ATTENTION_ROWS
+from nacz.kernels.attention import (
+    BLOCK,
+    BYTES,
+    HEAD,
+    MOST_ROWS,
+    MOST_TOGETHER,
+    attend,
+    put_key,
+    put_query,
+    put_value,
+)  # fmt: skip
 from nacz.kernels.compile import compiled, inner
 from nacz.kernels.gemm import scaled_product
 from nacz.kernels.rope import angles
@@ -191,11 +200,11 @@ def make_scratch(shape: Shape, rows: int) -> Scratch:
         small=aligned(HEAD, np.int8),
         q=aligned(2 * per_head * HEAD, np.uint8),
         q_step=aligned(2 * per_head, np.float32),
-        total=aligned(TOGETHER, np.float64),
-        factor=aligned(ATTENTION_ROWS, np.float64),
-        sums=aligned(ATTENTION_ROWS * BLOCK, np.int32),
-        p=aligned(ATTENTION_ROWS * BLOCK, np.uint8),
-        acc=aligned(TOGETHER * HEAD, np.float64),
+        total=aligned(MOST_TOGETHER, np.float64),
+        factor=aligned(MOST_ROWS, np.float64),
+        sums=aligned(MOST_ROWS * BLOCK, np.int32),
+        p=aligned(MOST_ROWS * BLOCK, np.uint8),
+        acc=aligned(MOST_TOGETHER * HEAD, np.float64),
     )
 
 
