@@ -57,7 +57,7 @@ def _object(name: str, members: Members) -> dict[str, object]:
         "files": [_file(member.header) for member in members],
         "parameters": [_parameters(segment) for member in members for segment in member.segments],
         "weights": _weights(members),
-        "decompress_seconds": round(_seconds(members), 1),
+        "decompress_seconds": None if (seconds := _seconds(members)) is None else round(seconds, 1),
     }
 
 
@@ -75,14 +75,19 @@ def _lines(name: str, members: Members) -> list[str]:
             words = [f"{predictor_name(segment.predictor)}, {segment.payload_size:,} bytes for {segment.plain_size:,}"]
             words += [f"{key} {value}" for key, value in _parameters(segment).items()]
             rows.append((f"  segment {index}", ", ".join(words)))
-    needs = [f"about {format_duration(_seconds(members))}"]
+    seconds = _seconds(members)
+    needs = ["as long as another program takes" if seconds is None else f"about {format_duration(seconds)}"]
     needs += [f"weights of {model}: {state}" for model, state in _weights(members).items()]
     rows.append(("decoding", "; ".join(needs)))
     return [name] + [f"  {what:<14}{value}" for what, value in rows]
 
 
-def _seconds(members: Members) -> float:
-    return decoding_seconds((segment for member in members for segment in member.segments), count_threads(0))
+def _seconds(members: Members) -> float | None:
+    """About how long members take to decode; None where another program runs the model."""
+    segments = [segment for member in members for segment in member.segments]
+    if any(segment.predictor in FLOATS for segment in segments):
+        return None
+    return decoding_seconds(segments, count_threads(0))
 
 
 def decoding_seconds(segments: Iterable[SegmentHeader], threads: int) -> float:

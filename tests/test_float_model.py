@@ -7,6 +7,7 @@ where it is installed; llama.cpp is tested by scripts/test-llama.
 from __future__ import annotations
 
 import io
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -204,6 +205,9 @@ def test_progress_and_info(run: Nacz, backend: Any, tmp_path: Path) -> None:
     (tmp_path / "x.nacz").write_bytes(archive)
     assert run("info", "x.nacz") == 0
     assert b"model of llama.cpp" in run.out and b"fingerprint fake 1.0" in run.out
+    assert b"as long as another program takes" in run.out
+    assert run("info", "--json", "x.nacz") == 0
+    assert json.loads(run.out)[0]["decompress_seconds"] is None
 
 
 # -- what is missing --------------------------------------------------------------------------------------------------

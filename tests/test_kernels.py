@@ -14,12 +14,13 @@ import tiny
 from exact_inputs import F, each_kernel, floats, put, same, sha, whole
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nacz.kernels import cdf, gemm, rope, rows, spans
+from nacz.kernels import cdf, dispatch, gemm, rope, rows, spans
 from nacz.kernels import reference as ref
 from nacz.kernels.compile import compiled
 from numpy.typing import NDArray
 
 from nacz.arrays import aligned
+from nacz.errors import UsageError
 from nacz.predictors import transformer
 from nacz.weights import store
 
@@ -187,6 +188,18 @@ def test_product_is_pinned(kern: Any) -> None:
     a, weights = whole("a", 0, 255, 13, 576).astype(np.uint8), whole("w", -127, 127, 128, 576).astype(np.int8)
     zero, step = whole("zero", 0, 255, 13).astype(np.int32), np.abs(floats("steps", 13))
     assert sha(product(kern, a, zero, step, weights, np.abs(floats("columns", 128)))) == "2bd48e6939c60636"
+
+
+def test_tile_registers_are_used_only_where_the_system_lets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "permitted", lambda: False)
+    assert "amx" not in dispatch.usable()
+    monkeypatch.setenv("NACZ_KERNEL", "amx")
+    dispatch.chosen.cache_clear()
+    try:
+        with pytest.raises(UsageError, match="cannot run the kernel"):
+            dispatch.chosen()
+    finally:
+        dispatch.chosen.cache_clear()
 
 
 # -- positions --------------------------------------------------------------------------------------------------------
