@@ -170,6 +170,9 @@ class Learner:
             for item in work[i :: self._threads]:
                 job(i, item)
 
+        if self._threads == 1:
+            share(0)  # handing over 150 times in a block takes time where other processes want the core
+            return
         for future in [self._pool.submit(share, i) for i in range(min(self._threads, len(work)))]:
             future.result()
 
