@@ -28,7 +28,7 @@ from nacz.predictors.networks import fitted
 from nacz.predictors.transformer import Shape, Weights, make_trace
 from nacz.row_coding import HEAD_ROWS, keep_rows, make_bench, make_rows, mixed_intervals, remember_rows, rows_to_mix
 
-ROWS = 128  # rows per block when encoding; any value gives the same bits
+ROWS = 256  # rows per block when encoding; any value gives the same bits
 CHUNK = 2048  # rows, of all lanes together, that are forwarded before they are coded; any value gives the same bits
 
 

@@ -24,7 +24,7 @@ from nacz.predictors.recall import width
 from nacz.predictors.spell import spell
 from nacz.predictors.transformer import Shape
 
-HEAD_ROWS = 24  # rows per product with the head: 24 x 49,152 logits are 4.7 MB
+HEAD_ROWS = 48  # rows per product with the head; 48 x 49,152 logits are 9.4 MB
 
 
 class Rows(NamedTuple):
