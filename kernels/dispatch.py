@@ -21,7 +21,7 @@ import numpy as np
 from nacz.kernels.amx import permitted
 from nacz.kernels.compile import config
 from nacz.kernels.gemm import pack, scaled_product
-from nacz.kernels.tiles import Amx, Avx2, HintedVnni512, Neon, Plain, Vnni256, Vnni512
+from nacz.kernels.tiles import Amx, Avx2, HintedAvx2, HintedVnni512, Neon, Plain, Vnni256, Vnni512
 
 from nacz.errors import InternalError, UsageError
 
@@ -30,8 +30,8 @@ _AMD = llvm.get_host_cpu_name().startswith("znver")
 
 # Fastest first.
 KERNELS: dict[str, Any] = {
-    "amx": Amx(), "vnni512": Vnni512() if _AMD else HintedVnni512(), "vnni256": Vnni256(), "avx2": Avx2(),
-    "neon": Neon(), "plain": Plain(),
+    "amx": Amx(), "vnni512": Vnni512() if _AMD else HintedVnni512(), "vnni256": Vnni256(),
+    "avx2": Avx2() if _AMD else HintedAvx2(), "neon": Neon(), "plain": Plain(),
 }  # fmt: skip
 
 _AT_HWCAP, _HWCAP_ASIMDDP = 16, 1 << 20  # Linux on AArch64

@@ -65,6 +65,12 @@ class Avx2(NamedTuple):
     tag: int = 0
 
 
+class HintedAvx2(NamedTuple):
+    """`Avx2` for processors as those of `HintedVnni512`."""
+
+    tag: int = 0
+
+
 class Neon(NamedTuple):
     """AArch64 with the dot-product extension: `sdot` on 16 bytes."""
 
@@ -135,14 +141,19 @@ class _Vnni512Step(_Step):
         return [builder.call(dot, [acc[0], left, right])]
 
 
-class _HintedStep(_Vnni512Step):
-    # Few rows wait for weights. Intel's own prefetcher stops where a page ends: on a Xeon 6 core 1, 3 and 6 rows read
-    # weights that no cache holds at 16, 11 and 9 GB/s without and at 26, 24 and 21 with the hint.
+class _Hints:
+    # Few rows wait for weights, and Intel's own prefetcher stops where a page ends. Weights that no cache holds, GB/s
+    # on a Xeon 6 core, 1, 3 and 6 rows: 16, 11 and 9 without and 26, 24 and 21 with these hints for AVX-512, 14, 11,
+    # 10 and 20, 16, 12 for AVX-VNNI, 11, 8, 5 and 20, 12, 7 for AVX2.
     near_level = 2
 
     @classmethod
     def near(cls, mr: int) -> int:
         return 16384
+
+
+class _HintedVnni512Step(_Hints, _Vnni512Step):
+    pass
 
 
 class _Avx2Step(_Step):
@@ -185,7 +196,11 @@ class _Avx2Step(_Step):
         return out
 
 
-class _Vnni256Step(_Avx2Step):
+class _HintedAvx2Step(_Hints, _Avx2Step):
+    pass
+
+
+class _Vnni256Step(_HintedAvx2Step):
     # Registers and the order of reading are those of AVX2.
     @classmethod
     def right(cls, builder: Any, addr: Any) -> Any:
@@ -258,8 +273,8 @@ class _PlainStep(_Step):
 
 
 _STEPS: dict[str, Any] = {
-    "Amx": _HintedStep, "HintedVnni512": _HintedStep, "Vnni512": _Vnni512Step, "Vnni256": _Vnni256Step,
-    "Avx2": _Avx2Step, "Neon": _NeonStep, "Plain": _PlainStep,
+    "Amx": _HintedVnni512Step, "HintedVnni512": _HintedVnni512Step, "Vnni512": _Vnni512Step,
+    "Vnni256": _Vnni256Step, "HintedAvx2": _HintedAvx2Step, "Avx2": _Avx2Step, "Neon": _NeonStep, "Plain": _PlainStep,
 }  # fmt: skip
 
 
