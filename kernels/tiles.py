@@ -224,8 +224,8 @@ class _NeonStep(_Step):
 
     @classmethod
     def right(cls, builder: Any, addr: Any) -> Any:
-        load = [load(builder, builder.add(addr, I64(16 * p)), cls.vector, 16) for p in range(4)]
-        return [builder.bitcast(v, cls.bytes16) for v in load]
+        parts = [load(builder, builder.add(addr, I64(16 * p)), cls.vector, 16) for p in range(4)]
+        return [builder.bitcast(v, cls.bytes16) for v in parts]
 
     @classmethod
     def left(cls, builder: Any, word: Any) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import llvmlite.binding as llvm
 import numpy as np
 import pytest
 import slow_model
@@ -14,7 +15,8 @@ import tiny
 from exact_inputs import F, each_kernel, floats, put, same, sha, whole
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nacz.kernels import cdf, dispatch, gemm, rope, rows, spans
+from llvmlite import ir
+from nacz.kernels import cdf, dispatch, gemm, rope, rows, spans, tiles
 from nacz.kernels import reference as ref
 from nacz.kernels.compile import compiled
 from numpy.typing import NDArray
@@ -200,6 +202,20 @@ def test_tile_registers_are_used_only_where_the_system_lets(monkeypatch: pytest.
             dispatch.chosen()
     finally:
         dispatch.chosen.cache_clear()
+
+
+@pytest.mark.parametrize("name", tiles._STEPS)
+def test_code_of_every_kernel_can_be_written(name: str) -> None:
+    """Also of those that this processor cannot run."""
+    names = ("a", "a_row", "b", "k4", "out", "out_row", "zero", "scale", "colsum", "colscale", "ahead")
+    for mode, counts in tiles.MODE_ROWS.items():
+        for count in counts:
+            module = ir.Module()
+            function = ir.Function(module, ir.FunctionType(ir.VoidType(), [tiles.I64] * len(names)), "tile")
+            builder = ir.IRBuilder(function.append_basic_block())
+            tiles._emit(builder, tiles._STEPS[name], count, mode, dict(zip(names, function.args, strict=True)))
+            builder.ret_void()
+            llvm.parse_assembly(str(module)).verify()
 
 
 # -- positions --------------------------------------------------------------------------------------------------------
