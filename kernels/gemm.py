@@ -87,6 +87,21 @@ def sums_by_tiles(
 
 
 @inner
+def panel_sums(kern: Any, m: int, terms: int, a: int, b: int, out: int) -> None:
+    """int32 sums of m rows (uint8 [m, terms]) with one packed panel (int8) over its terms: [m][64]. Addresses."""
+    if by_tiles(kern, m, terms):
+        rows = min(m, TILE_ROWS)
+        configure(kern, rows)
+        for first in range(0, m, rows):
+            row = min(first, m - rows)
+            tile_sums(kern, a + row * terms, terms, b, terms, out + 4 * PANEL * row, PANEL)
+        release(kern)
+        return
+    for row in range(0, m, ROWS):
+        _sums(kern, min(ROWS, m - row), a + row * terms, terms, b, terms, out + 4 * PANEL * row, PANEL)
+
+
+@inner
 def _scaled_by_tiles(
     kern: Any, m: int, n: int, k: int, a: int, zero: int, scale: int, b: int, colsum: int, colscale: int, out: int
 ) -> None:

@@ -9,9 +9,10 @@ Knows flat arrays of rows. Does not know layers, tokens or optimiser schedules.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from nacz.kernels.columns import ROWS as BLOCK
 from nacz.kernels.compile import compiled, inner
 from nacz.kernels.ops import (
     bits_of,
@@ -19,23 +20,44 @@ from nacz.kernels.ops import (
     iadd,
     iand,
     imax,
+    imin,
     imul,
     ior,
     isub,
+    ixor,
     round_near,
     sar,
     shl,
     to_float,
     trunc,
 )  # fmt: skip
-from nacz.kernels.rows import LOG2_E, TINY, half_power, largest, mix_rows, quantise_rows
+from nacz.kernels.rows import LOG2_E, TINY, half_power, largest, mix_rows, ordered, quantise_rows
 
-TOGETHER = 16  # rows that a transposition takes at a time, so that both sides stay in the cache
 PANEL = 64  # rows of a matrix that one step of the update takes
 LARGEST = np.float32(127.0)  # of a weight in units of its row's step
 GOLDEN = np.int32(0x9E3779B1 - (1 << 32))  # 2^32 over the golden ratio: its multiples fill the circle evenly
 FRACTION_UNIT = np.float32(2.0**-24)
 EPSILON = np.float32(2.0**-60)  # keeps 0 / 0 out of the optimiser
+MIDDLES = np.int32(0x80808080 - (1 << 32))  # moves four signed bytes to bytes around 128, and back
+
+
+class Columns(NamedTuple):
+    """Numbers of 64 columns while they become bytes: least and largest as ordered bits, step of the bytes and its
+    inverse, zero point, and what takes 128s out of a product of bytes around 128 (see `sums_to_floats`)."""
+
+    low: Any
+    high: Any
+    inverse: Any
+    zero: Any
+    unit: Any
+    less: Any
+    more: Any
+
+
+def make_columns(aligned: Any) -> Columns:
+    """Work space for one thread. `aligned(count, dtype)`."""
+    kinds = np.int32, np.int32, np.float32, np.int32, np.float32, np.int32, np.int32
+    return Columns(*(aligned(PANEL, kind) for kind in kinds))
 
 
 @inner
@@ -156,58 +178,96 @@ def add_scattered(count: int, place: Any, value: Any, k: int, matrix: Any, unit:
 
 
 @inner
-def pack_terms(first: int, m: int, rows: int, k: int, x: Any, packed: Any, step: Any) -> None:
+def pack_terms(first: int, m: int, rows: int, k: int, x: Any, work: Any, terms: Any, step: Any) -> None:
     """Round m rows of x (float32 [m, k]) to signed bytes and place them as terms first .. first + m - 1 of a product.
 
-    packed: int8 [k / 64][rows / 4][64][4], `rows` a multiple of 4; step: float32 per term. Rows are rounded by their
-    largest magnitude.
+    terms: uint8 [k][rows], bytes around 128, `first` and `rows` multiples of 4; step: float32 per term. Rows are
+    rounded by their largest magnitude. Where the last four terms lack rows they are 0. work: float32[m + 3].
     """
-    for i in range(m):
-        r = first + i
-        top = largest(x, i * k, k)
-        row = x[i * k : (i + 1) * k]
-        if top < TINY:
-            step[r] = np.float32(0.0)
-            inverse = np.float32(0.0)
-        else:
-            step[r] = top / LARGEST
-            inverse = LARGEST / top
-        for panel in range(k // PANEL):
-            base = (panel * (rows >> 2) + (r >> 2)) * 4 * PANEL + (r & 3)
-            out, some = packed[base : base + 4 * PANEL - 3], row[panel * PANEL : (panel + 1) * PANEL]
-            for j in range(PANEL):
-                out[4 * j] = np.int8(round_near(some[j] * inverse))
+    for r in range(m):
+        top = largest(x, r * k, k)
+        some = top >= TINY
+        step[first + r] = top / LARGEST if some else np.float32(0.0)
+        work[r] = LARGEST / top if some else np.float32(0.0)
+    work[m : m + 3] = np.float32(0.0)
+    words, last = terms.view(np.int32), m - 1
+    for r in range(0, m, 4):
+        a, b = x[r * k :], x[min(r + 1, last) * k :]
+        c, d = x[min(r + 2, last) * k :], x[min(r + 3, last) * k :]
+        a_unit, b_unit, c_unit, d_unit = work[r], work[r + 1], work[r + 2], work[r + 3]
+        at, stride = (first + r) >> 2, rows >> 2
+        for j in range(k):
+            near = ior(iand(round_near(a[j] * a_unit), 255), shl(iand(round_near(b[j] * b_unit), 255), 8))
+            far = ior(iand(round_near(c[j] * c_unit), 255), shl(iand(round_near(d[j] * d_unit), 255), 8))
+            words[at + j * stride] = ixor(ior(near, shl(far, 16)), MIDDLES)
 
 
 @compiled
-def panel_sums(rows: int, k: int, packed: Any, out: Any) -> None:
-    """Sums over the terms of packed int8 [k / 64][rows / 4][64][4]: int32[k]."""
-    for panel in range(k // PANEL):
-        sums = out[panel * PANEL : (panel + 1) * PANEL]
-        sums[:] = 0
-        for q in range(rows >> 2):
-            base = (panel * (rows >> 2) + q) * 4 * PANEL
-            some = packed[base : base + 4 * PANEL]
-            for i in range(PANEL):
-                four = iadd(iadd(np.int32(some[4 * i]), np.int32(some[4 * i + 1])), np.int32(some[4 * i + 2]))
-                sums[i] = iadd(sums[i], iadd(four, np.int32(some[4 * i + 3])))
+def term_sums(rows: int, k: int, terms: Any, out: Any) -> None:
+    """Sums of the signed terms of uint8 [k][rows], bytes around 128: int32[k]."""
+    for j in range(k):
+        total = np.int32(0)
+        line = terms[j * rows : (j + 1) * rows]
+        for i in range(rows):
+            total = iadd(total, isub(np.int32(line[i]), 128))
+        out[j] = total
 
 
 @inner
-def gather_columns(first: int, n: int, rows: int, m: int, dy: Any, step: Any, out: Any) -> None:
-    """Columns first .. first + 63 of dy (float32 [m, n]), each row times step[row]: out float32 [64, rows], rows >= m.
+def _column_byte(x: Any, step: Any, inverse: Any, zero: Any) -> Any:
+    """x * step as a byte around 128, as bits of an int32."""
+    return ixor(imin(imax(iadd(round_near((x * step) * inverse), zero), 0), 255), 128)
 
-    What lies between m and rows becomes zero.
+
+@inner
+def _column(first: int, n: int, r: int, dy: Any) -> Any:
+    """What row r of dy (float32 [m, n]) has from column `first` on, for a panel."""
+    return dy[r * n + first : r * n + first + PANEL]
+
+
+@inner
+def pack_columns(first: int, n: int, rows: int, m: int, dy: Any, step: Any, packed: Any, s: Any) -> None:
+    """Columns first .. first + 63 of dy (float32 [m, n]), each row times step[row], to bytes as `quantise_rows` does
+    for each column, as one panel of a product over `rows` terms. step: float32[rows], 0 from m on.
+
+    packed: int8 [rows / 4][64][4]. s: Columns, which then hold what `sums_to_floats` takes with sums of such a product.
     """
-    for at in range(0, m, TOGETHER):
-        some = min(TOGETHER, m - at)
-        for i in range(PANEL):
-            line = out[i * rows + at : i * rows + at + some]
-            for r in range(some):
-                line[r] = dy[(at + r) * n + first + i] * step[at + r]
-    for r in range(m, rows):
-        for i in range(PANEL):
-            out[i * rows + r] = np.float32(0.0)
+    low, high, inverse, zero = s.low, s.high, s.inverse, s.zero
+    low[:] = 0
+    high[:] = 0
+    for r in range(m):
+        row, factor = _column(first, n, r, dy), step[r]
+        for c in range(PANEL):
+            b = ordered(bits_of(row[c] * factor))
+            low[c] = imin(low[c], b)
+            high[c] = imax(high[c], b)
+    for c in range(PANEL):
+        least = float_of(ordered(low[c]))
+        span = float_of(ordered(high[c])) - least
+        some = span >= TINY
+        inverse[c] = np.float32(255.0) / span if some else np.float32(0.0)
+        s.unit[c] = span / np.float32(255.0) if some else np.float32(0.0)
+        zero[c] = round_near(-least * inverse[c])
+        s.more[c] = isub(128, zero[c])
+        s.less[c] = 0
+    words = packed.view(np.int32)
+    for q in range(rows >> 2):
+        r, last = 4 * q, m - 1
+        a, b = _column(first, n, r, dy), _column(first, n, min(r + 1, last), dy)
+        d, e = _column(first, n, min(r + 2, last), dy), _column(first, n, min(r + 3, last), dy)
+        a_step, b_step, d_step, e_step = step[r], step[r + 1], step[r + 2], step[r + 3]
+        out = words[q * PANEL : (q + 1) * PANEL]
+        for c in range(PANEL):
+            t, v = inverse[c], zero[c]
+            near = ior(_column_byte(a[c], a_step, t, v), shl(_column_byte(b[c], b_step, t, v), 8))
+            far = ior(_column_byte(d[c], d_step, t, v), shl(_column_byte(e[c], e_step, t, v), 8))
+            out[c] = ior(near, shl(far, 16))
+    for q in range(rows >> 2):
+        out = words[q * PANEL : (q + 1) * PANEL]
+        for c in range(PANEL):
+            v = out[c]
+            four = iadd(iadd(sar(shl(v, 24), 24), sar(shl(v, 16), 24)), iadd(sar(shl(v, 8), 24), sar(v, 24)))
+            s.less[c] = iadd(s.less[c], shl(four, 7))
 
 
 @compiled
@@ -230,77 +290,37 @@ def column_units(n: int, k: int, two: int, three: int, scale: Any, q: Any, step:
 
 @inner
 def adam_moves(
-    count: int, gradient: Any, unit: Any, first: Any, second: Any, decay: Any, keep: Any, rate: Any
+    count: int, gradient: Any, scale: Any, pace: Any, first: Any, second: Any, decay: Any, keep: Any
 ) -> None:
-    """One Adam step (arXiv 1412.6980) of `count` weights, each in its own float32 unit: the gradient becomes what is to
-    be taken off.
+    """One Adam step (arXiv 1412.6980) of `count` weights: the gradient, times `scale`, becomes what is to be taken off.
 
-    gradient, first and second moment: float32; decay and keep: float32 beta 1 and beta 2; rate: float32, with the
-    correction of the moments' start.
+    gradient, first and second moment: float32; decay and keep: float32 beta 1 and beta 2; pace: float32, the rate with
+    the correction of the moments' start, in each weight's unit.
     """
     one = np.float32(1.0)
     fresh, new = one - decay, one - keep
     for i in range(count):
-        g = gradient[i]
+        g = gradient[i] * scale
         m = decay * first[i] + fresh * g
         v = keep * second[i] + new * (g * g)
         first[i] = m
         second[i] = v
-        gradient[i] = (rate * unit[i]) * (m / (np.sqrt(v) + EPSILON))
-
-
-@inner
-def take_off(count: int, move: Any, inverse: Any, master: Any, out: Any) -> None:
-    """Take float32 moves times `inverse` off the masters, and round these to bytes (int8)."""
-    for i in range(count):
-        w = master[i] - move[i] * inverse
-        w = min(max(w, -LARGEST), LARGEST)
-        master[i] = w
-        out[i] = np.int8(round_near(w))
-
-
-@inner
-def place_rows(row: int, n: int, k: int, q: Any, packed: Any, turned: Any, sums: Any, part: Any) -> None:
-    """64 rows of int8 weights q [64, k], from row `row` (a multiple of 64) of n on, into both packed orders.
-
-    packed: int8 [n/64][k/4][64][4]; turned: int8 [k/64][n/4][64][4], the transposed matrix; sums: int32[n], row sums;
-    part: int32[k], this panel's sums of the columns.
-    """
-    part[:] = 0
-    for i in range(PANEL):
-        line = q[i * k : (i + 1) * k]
-        total = np.int32(0)
-        for j in range(k):
-            total = iadd(total, np.int32(line[j]))
-        sums[row + i] = total
-        for j in range(k):
-            part[j] = iadd(part[j], np.int32(line[j]))
-    # Four neighbours of a row go together, so words are transposed; a few rows at a time, to stay in the cache.
-    words, fours = k >> 2, q.view(np.int32)
-    out = packed[row * k : (row + PANEL) * k].view(np.int32)
-    for first in range(0, PANEL, TOGETHER):
-        for j in range(words):
-            for i in range(first, first + TOGETHER):
-                out[j * PANEL + i] = fours[i * words + j]
-    for i in range(0, PANEL, 4):
-        for panel in range(k // PANEL):
-            at = (panel * (n >> 2) + ((row + i) >> 2)) * 4 * PANEL
-            woven, left = turned[at : at + 4 * PANEL].view(np.int32), i * k + panel * PANEL
-            a, b = q[left : left + PANEL], q[left + k : left + k + PANEL]
-            c, d = q[left + 2 * k : left + 2 * k + PANEL], q[left + 3 * k : left + 3 * k + PANEL]
-            for j in range(PANEL):
-                low = ior(iand(np.int32(a[j]), 255), shl(iand(np.int32(b[j]), 255), 8))
-                woven[j] = ior(low, ior(shl(iand(np.int32(c[j]), 255), 16), shl(np.int32(d[j]), 24)))
+        gradient[i] = pace[i] * (m / (np.sqrt(v) + EPSILON))
 
 
 @compiled
-def dithered(count: int, first: int, q: Any, out: Any) -> None:
-    """Masters for int8 weights: q plus a fraction between -0.49 and 0.49 that depends on first + i alone.
+def dithered(n: int, k: int, first: int, q: Any, out: Any) -> None:
+    """Masters for int8 weights [n, k], in blocks of sixteen rows (`nacz.kernels.columns`): q plus a fraction between
+    -0.49 and 0.49 that depends on the place, counted from `first` on, alone.
 
     Rounding gives back q, yet a step far below one already moves the share of weights that it should.
     """
-    for i in range(count):
-        h = np.uint64(first + i) * np.uint64(0x9E3779B97F4A7C15)
-        h = (h ^ (h >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
-        fraction = np.float32(np.int64(h >> np.uint64(40))) * FRACTION_UNIT
-        out[i] = np.float32(q[i]) + (fraction - np.float32(0.5)) * np.float32(0.98)
+    for block in range(0, n, BLOCK):
+        for j in range(k):
+            column = out[block * k + j * BLOCK : block * k + (j + 1) * BLOCK]
+            for c in range(BLOCK):
+                i = (block + c) * k + j
+                h = np.uint64(first + i) * np.uint64(0x9E3779B97F4A7C15)
+                h = (h ^ (h >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+                fraction = np.float32(np.int64(h >> np.uint64(40))) * FRACTION_UNIT
+                column[c] = np.float32(q[i]) + (fraction - np.float32(0.5)) * np.float32(0.98)

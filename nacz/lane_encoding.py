@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,17 @@ CHUNK = 2048  # rows, of all lanes together, that are forwarded before they are 
 
 
 
+class Stake(NamedTuple):
+    """What learning must beat: after so many steps of each lane, tokens have to have taken fewer bits than these."""
+
+    steps: int
+    bits: float
+
+
+class LearningLosesError(Exception):
+    """The network that learns did not beat its stake: code without learning."""
+
+
 class _Encoding:
     """A segment on its way to intervals: forwards chunks of steps lane by lane, codes them row by row.
 
@@ -42,7 +53,7 @@ class _Encoding:
     def __init__(
         self, kern: Any, shape: Shape, weights: Weights, bos: int, tokens: NDArray[np.int32], lanes: int, rows: int,
         ensemble: MakeEnsemble | None, learner: Learner | None, engine: Engine | None, coder: RangeEncoder | None,
-        threads: int,
+        threads: int, longest: int,
     ) -> None:  # fmt: skip
         self.kern, self.shape, self.learner, self.engine, self.coder = kern, shape, learner, engine, coder
         self.weights = learner.weights if learner else weights
@@ -50,14 +61,14 @@ class _Encoding:
         self.outcomes = learner.outcomes if learner else no_outcomes()
         self.tokens, self.lanes, self.rows = tokens, lanes, rows
         self.starts = lane_starts(tokens.size, lanes)
-        self.lengths = np.diff(self.starts)
+        self.lengths = np.minimum(np.diff(self.starts), longest)
         self.inputs = np.empty_like(tokens)
         self.inputs[1:] = tokens[:-1]
         self.inputs[self.starts[:-1]] = bos
-        longest = int(self.lengths[0])
         # Token t of a lane is number t * lanes + lane in coding order: only the last step can be short, and it lacks
         # the last lanes.
-        self.low, self.freq = np.empty(tokens.size, np.int64), np.empty(tokens.size, np.int64)
+        self.count = int(self.lengths.sum())
+        self.low, self.freq = np.empty(self.count, np.int64), np.empty(self.count, np.int64)
         self.done = np.zeros(lanes, np.int64)
         self.idle: SimpleQueue[Worker] = SimpleQueue()
         self.caches: list[Any] = [None] * lanes
@@ -124,7 +135,7 @@ class _Encoding:
         if e is None:
             return
         first, hidden = chunk * self.steps * self.lanes, self.hidden[chunk % 2]
-        m = min(self.steps * self.lanes, self.tokens.size - first)
+        m = min(self.steps * self.lanes, self.count - first)
         remember_rows(e, hidden, first, m, self.lanes, self.starts, self.tokens)
         pieces, count = 0, 0
         if e.members & BYTES:
@@ -163,12 +174,24 @@ class _Encoding:
             self.fixed[half], self.cosines[half], self.outcomes, self.low, self.freq, low, freq, pieces,
         )  # fmt: skip
 
+    def compare(self, chunk: int, stake: Stake | None) -> None:
+        """Raise LearningLosesError when the chunk ends what the stake is about, and it was not beaten."""
+        if stake is not None and chunk == min(self.chunks - 1, -(-stake.steps // self.steps) - 1):
+            known = self.freq[: min(self.count, stake.steps * self.lanes)]
+            if bits_of(self.shape, known) >= stake.bits:
+                raise LearningLosesError
+
     def report(self, progress: Progress | None) -> None:
         """Tell how far it is. The bytes are for the eyes only: the coder itself has not run yet."""
         if progress is not None:
             done = self.done.copy()
             known = np.concatenate([self.freq[lane :: self.lanes][:n] for lane, n in enumerate(done)])
-            progress(done, self.tokens, int(np.sum(total_bits(self.shape.vocab) - np.log2(known)) / 8))
+            progress(done, self.tokens, int(bits_of(self.shape, known) / 8))
+
+
+def bits_of(shape: Shape, freq: NDArray[Any]) -> float:
+    """What tokens of such frequencies take, in bits."""
+    return float(np.sum(total_bits(shape.vocab) - np.log2(freq)))
 
 
 def encode_lanes(
@@ -185,21 +208,25 @@ def encode_lanes(
     learning: Learning | None = None,
     engine: Engine | None = None,
     coder: RangeEncoder | None = None,
+    steps: int | None = None,
+    stake: Stake | None = None,
 ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
     """(cumulative, frequency) of every token in coding order, uint32[tokens] each, of a total of 2^total_bits(vocab).
 
     tokens: int32[n], n >= lanes >= 1. ensemble: makes the predictors that mix in, None for the language model alone.
     learning: how the network learns, None for weights that stay. engine: who runs the transformer if it is not
     compiled code; none that learns. coder: takes all intervals, in order; where the ensemble spells tokens these are
-    others, and without a coder it does not.
+    others, and without a coder it does not. steps: code no more of each lane, None for all.
+    stake: raises LearningLosesError where the network, at the end of a block, does not beat it.
     The result does not depend on `threads`, `rows`, `kern` or `engine`. With two threads or more one chunk is forwarded
     by that many workers while the calling thread codes the one before, unless the network has to learn from that first.
     """
     longest = int(lane_lengths(tokens.size, lanes)[0])
+    longest = longest if steps is None else min(longest, steps)
     shape = fitted(shape, longest)
     learner = learning and Learner(kern, shape, weights, learning, lanes, threads)
     work = _Encoding(
-        kern, shape, weights, bos, tokens, lanes, min(rows, longest), ensemble, learner, engine, coder, threads
+        kern, shape, weights, bos, tokens, lanes, min(rows, longest), ensemble, learner, engine, coder, threads, longest
     )
     stop = [False]
     running: list[Future[None] | None] = [None] * lanes
@@ -227,6 +254,7 @@ def encode_lanes(
                     work.report(progress)
                 if learner is not None:
                     work.code_chunk(chunk, pool if threads > 1 else None)
+                    work.compare(chunk, stake)
                     work.learn_chunk(chunk)
                     begin(chunk + 1)
                 elif threads > 1:

@@ -194,6 +194,7 @@ def test_machine_code_is_exact(tmp_path: Path) -> None:
         "nacz.predictors.beside.expect", "nacz.predictors.beside.learn_decision",
         "nacz.predictors.backward.head_rows", "nacz.predictors.backward.update_panels",
         "nacz.predictors.backward.tell_outcome", "nacz.kernels.gradients.adam_moves",
+        "nacz.kernels.gradients.pack_columns", "nacz.kernels.columns.mix_block", "nacz.kernels.columns.place_block",
         "nacz.kernels.attention_gradient.attention_gradient", "nacz.kernels.attention.attend",
         "nacz.kernels.gemm.scaled_product", "nacz.kernels.cdf.spread",
         "nacz.predictors.general.general_forward", "nacz.kernels.wide_attention.attend_wide",

@@ -16,7 +16,7 @@ from nacz.kernels.rows import mix_rows
 
 from nacz.errors import CorruptDataError, UnsupportedVersionError
 from nacz.lane_decoding import decode_lanes
-from nacz.lane_encoding import encode_lanes
+from nacz.lane_encoding import LearningLosesError, Stake, bits_of, encode_lanes
 from nacz.predictors.language_model import LanguageModelCoder, Params
 from nacz.predictors.learning import NATIVE, Learner, Learning, mixing_of
 from nacz.predictors.transformer import (
@@ -40,6 +40,11 @@ BOS = 0
 @pytest.fixture(scope="module")
 def model() -> store.LoadedModel:
     return store.in_memory(tiny.model())
+
+
+def as_rows(blocks: Any, n: int, k: int) -> Any:
+    """Masters or moments of a matrix (blocks of sixteen rows) as [n, k]."""
+    return np.ascontiguousarray(blocks.reshape(n // 16, k, 16).transpose(0, 2, 1)).reshape(n, k)
 
 
 def some_tokens(n: int) -> Any:
@@ -77,6 +82,24 @@ def test_blocks_threads_and_kernels_change_nothing(model: store.LoadedModel) -> 
         assert encoded(model, tokens, 3, learning, kern=kern) == expected, kern
     for kern, threads in ((usable()[0], 1), ("plain", 2), (usable()[0], 4)):
         assert np.array_equal(decoded(model, expected, tokens.size, 3, learning, kern, threads), tokens)
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_learning_must_beat_its_stake(model: store.LoadedModel, lanes: int) -> None:
+    tokens, learning = some_tokens(1_201), Learning(layers=2, rate=50, rows=150)
+    how: tuple[Any, ...] = (make_shape(model.architecture, WINDOW), make_weights(model), BOS, tokens, lanes, 1)
+    kern, steps = KERNELS[usable()[0]], 300 // lanes
+    whole, part = encode_lanes(kern, *how), encode_lanes(kern, *how, steps=steps)
+    assert all(np.array_equal(some, every[: steps * lanes]) for some, every in zip(part, whole, strict=True))
+    freely = encode_lanes(kern, *how, learning=learning)
+    bits = bits_of(how[0], freely[1][: steps * lanes])
+    beaten = encode_lanes(kern, *how, learning=learning, stake=Stake(steps, np.nextafter(bits, np.inf)))
+    assert np.array_equal(beaten, freely)
+    with pytest.raises(LearningLosesError):
+        encode_lanes(kern, *how, learning=learning, stake=Stake(steps, bits))
+    # A stake about more than there is is about all of it.
+    with pytest.raises(LearningLosesError):
+        encode_lanes(kern, *how, learning=learning, stake=Stake(10_000, bits_of(how[0], freely[1])))
 
 
 def test_learning_makes_what_repeats_smaller(model: store.LoadedModel) -> None:
@@ -121,7 +144,7 @@ def test_gradients_against_float64(model: store.LoadedModel, lanes: int) -> None
     network, rng = FloatNetwork(tiny.model()), np.random.default_rng(1)
     for (name, layer), w in network.weights.items():
         # Gradients carry the head's change to binary logarithms, and Adam's moment a tenth of them.
-        first = learner.matrix(name, layer).first.copy()
+        first = as_rows(learner.matrix(name, layer).first, *w.shape).reshape(-1)
         if name in NATIVE:
             mix_rows(*w.shape, *mixing_of(w.shape[1]), first)
         moment = first.reshape(w.shape).astype(np.float64) * 10.0 / LOG2_E

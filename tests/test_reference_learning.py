@@ -12,6 +12,7 @@ import tiny
 from nacz.coder.range_coder import encode_intervals
 from nacz.kernels.dispatch import KERNELS, usable
 from nacz.kernels.gemm import unpack
+from test_learning import as_rows
 
 from nacz.lane_encoding import encode_lanes
 from nacz.predictors.language_model import LanguageModelCoder, Params
@@ -43,7 +44,7 @@ def state_of_nacz(learner: Learner) -> dict[tuple[int, str], Any]:
         for name in MATRICES:
             w = learner.matrix(name, layer)
             floats = (w.first, w.second, w.master)
-            state[layer, name] = (unpack(w.packed, w.n, w.k), *(x.reshape(w.n, w.k).copy() for x in floats))
+            state[layer, name] = (unpack(w.packed, w.n, w.k), *(as_rows(x, w.n, w.k) for x in floats))
     return state
 
 

@@ -15,25 +15,26 @@ import numpy as np
 from nacz.kernels.attention import HEAD
 from nacz.kernels.attention_gradient import attention_gradient
 from nacz.kernels.cdf import total_bits
+from nacz.kernels.columns import COLUMN, mix_block, place_block, sums_to_floats, take_off
+from nacz.kernels.columns import ROWS as BLOCK
 from nacz.kernels.compile import compiled, inner
-from nacz.kernels.gemm import scaled_product
+from nacz.kernels.gemm import panel_sums, scaled_product
 from nacz.kernels.gradients import (
     PANEL,
     adam_moves,
     add_scattered,
     gate_gradient,
-    gather_columns,
     norm_gradient,
+    pack_columns,
     pack_terms,
-    place_rows,
     quantise_scaled,
     rms_inverse,
     scattered_bytes,
-    take_off,
-)
+)  # fmt: skip
 from nacz.kernels.ops import to_float
 from nacz.kernels.rope import angles
-from nacz.kernels.rows import add_rows, gated_rows, largest, mix_rows, normalise_rows, quantise_rows, rotate_rows
+from nacz.kernels.rows import add_rows, gated_rows, largest, normalise_rows, quantise_rows, rotate_rows
+from nacz.kernels.tiles import address
 
 # One of a distribution's total, where that has 24 bits, and 28.
 SHARE, WIDE_SHARE = np.float32(2.0**-24), np.float32(2.0**-28)
@@ -66,7 +67,7 @@ class Matrix(NamedTuple):
 
     Adam steps in the basis that rows have after `mix_rows` with `mixing` (sizes of factors of two and three, and a
     scale): (1, 1, 1) is that of the weights. A move is in a column's unit float32[k]; times inverse float32[n] it is in
-    steps of its row."""
+    steps of its row. Masters and moments are blocks of sixteen rows (`nacz.kernels.columns`)."""
 
     n: int
     k: int
@@ -110,6 +111,18 @@ class Work(NamedTuple):
     row: Any
     y: Any
     unit: Any
+
+
+class Panels(NamedTuple):
+    """Work space of one thread for panels of matrices: a panel of gradients of outputs as bytes and `Columns` about
+    them, int32 sums of a product with them, and of sixteen rows at a time moves, paces and rounded weights."""
+
+    packed: Any
+    columns: Any
+    sums: Any
+    block: Any
+    pace: Any
+    q: Any
 
 
 @inner
@@ -181,10 +194,10 @@ def backward_rows(
     gated_rows(m, f, b.gate_up[wide], s.hidden)
     rotate_rows(m, f, shape.two, shape.three, s.hidden)
     # Inputs of the four products as terms of the weights' gradients; a norm only enters the step.
-    pack_terms(first, m, rows, d, x_in, b.terms[0], b.term_step[0])
-    pack_terms(first, m, rows, d, heads, b.terms[1], b.term_step[1])
-    pack_terms(first, m, rows, d, mid, b.terms[2], b.term_step[2])
-    pack_terms(first, m, rows, f, s.hidden, b.terms[3], b.term_step[3])
+    pack_terms(first, m, rows, d, x_in, s.row, b.terms[0], b.term_step[0])
+    pack_terms(first, m, rows, d, heads, s.row, b.terms[1], b.term_step[1])
+    pack_terms(first, m, rows, d, mid, s.row, b.terms[2], b.term_step[2])
+    pack_terms(first, m, rows, f, s.hidden, s.row, b.terms[3], b.term_step[3])
     rms_inverse(m, d, shape.eps, x_in, s.row)
     _times(m, b.term_step[0][first:], s.row)
     rms_inverse(m, d, shape.eps, mid, s.row)
@@ -239,20 +252,34 @@ def attend_back(
 @compiled
 def update_panels(
     kern: Any, w: Any, begin: int, end: int, rows: int, m: int, dy: Any, terms: Any, term_step: Any, term_sums: Any,
-    rate: Any, work: Any, a: Any, zero: Any, step: Any, gradient: Any, q: Any, unit: Any,
+    rate: Any, s: Any,
 ) -> None:  # fmt: skip
-    """Panels begin .. end - 1 of a matrix: gradient, Adam, rounding, both packed orders."""
+    """Panels begin .. end - 1 of a matrix: gradient, Adam, rounding, both packed orders. s: Panels."""
     n, k = w.n, w.k
     two, three, scale = w.mixing
+    for j in range(k):
+        s.pace[j * BLOCK : (j + 1) * BLOCK] = rate * w.unit[j]
+    block, q = address(s.block, 0), address(s.q, 0)
+    c = s.columns
     for panel in range(begin, end):
-        at = panel * PANEL
-        gather_columns(at, n, rows, m, dy, term_step, work)
-        quantise_rows(PANEL, rows, work, a, zero, step)
-        scaled_product(kern, PANEL, k, rows, a, zero, step, terms, 0, term_sums, unit, 0, gradient)
-        for i in range(PANEL):
-            some, row, rounded = slice((at + i) * k, (at + i + 1) * k), gradient[i * k :], q[i * k : (i + 1) * k]
-            mix_rows(1, k, two, three, scale, row)
-            adam_moves(k, row, w.unit, w.first[some], w.second[some], DECAY, KEEP, rate)
-            mix_rows(1, k, two, three, scale, row)
-            take_off(k, row, w.inverse[at + i], w.master[some], rounded)
-        place_rows(at, n, k, q, w.packed, w.turned, w.sums, w.part[panel * k : (panel + 1) * k])
+        pack_columns(panel * PANEL, n, rows, m, dy, term_step, s.packed, c)
+        panel_sums(kern, k, rows, address(terms, 0), address(s.packed, 0), address(s.sums, 0))
+        w.sums[panel * PANEL : (panel + 1) * PANEL] = 0
+        w.part[panel * k : (panel + 1) * k] = 0
+        for i in range(0, PANEL, BLOCK):
+            row = panel * PANEL + i
+            some = slice(row * k, (row + BLOCK) * k)
+            less, more, unit = address(c.less, i), address(c.more, i), address(c.unit, i)
+            for j in range(k):
+                sums = address(s.sums, j * PANEL + i)
+                sums_to_floats(sums, less, more, term_sums[j], unit, block + COLUMN * j)
+            mix_block(k, two, three, block)
+            adam_moves(k * BLOCK, s.block, scale, s.pace, w.first[some], w.second[some], DECAY, KEEP)
+            mix_block(k, two, three, block)
+            inverse, master = address(w.inverse, row), address(w.master, row * k)
+            for j in range(k):
+                take_off(block + COLUMN * j, scale, inverse, master + COLUMN * j, q + BLOCK * j)
+            place_block(
+                row, n, k, q, address(w.packed, 0), address(w.turned, 0), address(w.sums, row),
+                address(w.part, panel * k),
+            )  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import threading
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from nacz.kernels.cdf import total_bits
 from nacz.kernels.dispatch import chosen
 from nacz.kernels.rope import POSITIONS
 from nacz.lane_decoding import decode_lanes
-from nacz.lane_encoding import encode_lanes
+from nacz.lane_encoding import LearningLosesError, Stake, bits_of, encode_lanes
 from nacz.lanes import Engine, Progress, lane_lengths
 from nacz.predictors.ensemble import Ensemble, MakeEnsemble, make_ensemble
 from nacz.predictors.learning import MAX_ROWS, Learning
@@ -54,6 +54,8 @@ MAX_LANES = 256
 MAX_CACHE = 2 << 30  # bytes of keys and values that a decoder will ever take
 LANE_POSITIONS = 16 * 2048  # lanes x what a head sees in the mean: bounds the cache to 380 MB for the default model
 
+
+Coded = tuple[bytes, bytes]  # parameters and payload
 
 # By number of layers, from docs/experiments.md.
 _RATES = ((6, Learning(6, 15, 512)), (12, Learning(12, 12, 512)), (256, Learning(256, 4, 128)))
@@ -208,25 +210,34 @@ class LanguageModelCoder:
             learning = learning._replace(layers=min(learning.layers, shape.layers))
         if learning is not None and tokens.size <= lanes * max(1, learning.rows // lanes):
             learning = None  # nothing is learned from the last block
-        if learning is not None and not _worth_learning(
-            model, shape, tokens, lanes, threads, learning, trial_progress(progress)
-        ):
-            learning = None
+        number = preset_of(model.tokenizer_hash) if members else 0
 
-        def coded(members: int, progress: SegmentProgress | None) -> tuple[bytes, bytes]:
-            number = preset_of(model.tokenizer_hash) if members else 0
-            coder = RangeEncoder(total_bits(shape.vocab))
-            encode_lanes(
-                chosen()[1], shape, make_weights(model), model.vocabulary.bos_id, tokens, lanes, threads,
-                _translated(progress, model, tokens.size, lanes), ensemble=mixed_in(members, number, model),
-                learning=learning, engine=_engine(model) if learning is None else None, coder=coder,
+        def run(
+            members: int, how: Learning | None, report: Progress | None, **options: Any
+        ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+            return encode_lanes(
+                chosen()[1], shape, make_weights(model), model.vocabulary.bos_id, tokens, lanes, threads, report,
+                ensemble=mixed_in(members, number, model), learning=how, engine=None if how else _engine(model),
+                **options,
             )  # fmt: skip
-            params = Params(window, lanes, int(tokens.size), members, learning, near, number)
+
+        def coded(members: int, how: Learning | None, report: Progress | None, stake: Stake | None = None) -> Coded:
+            coder = RangeEncoder(total_bits(shape.vocab))
+            run(members, how, report, coder=coder, stake=stake)
+            params = Params(window, lanes, int(tokens.size), members, how, near, number if members else 0)
             return params.to_bytes(), coder.finish()
 
-        found = coded(members, progress)
+        report = _translated(progress, model, tokens.size, lanes)
+        if learning is not None:
+            trial = _Trial(learning, lanes, int(tokens.size), trial_progress(progress))
+            plainly = run(members, None, trial.first, steps=trial.steps)[1]
+            try:
+                return coded(members, learning, trial.second(report), Stake(trial.steps, bits_of(shape, plainly)))
+            except LearningLosesError:
+                pass
+        found = coded(members, None, report)
         if members and options.ensemble is None and tokens.size <= SHORT:
-            found = min(found, coded(0, None), key=lambda parts: sum(map(len, parts)))
+            found = min(found, coded(0, None, None), key=lambda parts: sum(map(len, parts)))
         return found
 
     def decode(
@@ -256,26 +267,31 @@ def learning_of(layers: int) -> Learning | None:
     return next((how for most, how in _RATES if layers <= most), _RATES[-1][1])._replace(layers=layers)
 
 
-def _worth_learning(
-    model: LoadedModel, shape: Shape, tokens: NDArray[np.int32], lanes: int, threads: int, learning: Learning,
-    trying: TrialProgress | None,
-) -> bool:  # fmt: skip
-    """Whether the first blocks, coded with and without learning, come out smaller with it."""
-    some = tokens[: max(TRIAL_BLOCKS * learning.rows, TRIAL_ROWS)]
-    lanes = min(lanes, max(1, some.size // (2 * learning.rows // lanes)))
+class _Trial:
+    """The first blocks of a segment are coded without learning too, and then go on with it unless that was no larger.
 
-    def bits(how: Learning | None) -> float:
-        def report(done: NDArray[np.int64], ids: NDArray[np.int32], coded: int) -> None:
-            if trying is not None:
-                trying(int(done.sum()) + (some.size if how else 0), 2 * some.size)
+    steps: of each lane. `first` and what `second` returns tell how far the two are; once learning has won, the second
+    tells of the segment.
+    """
 
-        found = encode_lanes(
-            chosen()[1], shape, make_weights(model), model.vocabulary.bos_id, some, lanes, threads, report, learning=how
-        )
-        return float(np.sum(total_bits(shape.vocab) - np.log2(found[1])))
+    def __init__(self, learning: Learning, lanes: int, tokens: int, trying: TrialProgress | None) -> None:
+        block = max(1, learning.rows // lanes)
+        self.steps = block * max(TRIAL_BLOCKS, -(-TRIAL_ROWS // (block * lanes)))
+        self._rows, self._trying = min(self.steps * lanes, tokens), trying
 
-    plainly = bits(None)
-    return bits(learning) < plainly
+    def first(self, done: NDArray[np.int64], ids: NDArray[np.int32], coded: int) -> None:
+        if self._trying is not None:
+            self._trying(int(done.sum()), 2 * self._rows)
+
+    def second(self, report: Progress | None) -> Progress | None:
+        def told(done: NDArray[np.int64], ids: NDArray[np.int32], coded: int) -> None:
+            rows = int(done.sum())
+            if rows > self._rows and report is not None:
+                report(done, ids, coded)
+            elif self._trying is not None:
+                self._trying(min(self._rows + rows, 2 * self._rows), 2 * self._rows)
+
+        return told
 
 
 def _engine(model: LoadedModel) -> Engine | None:

@@ -20,14 +20,16 @@ import numpy as np
 from nacz.arrays import aligned
 from nacz.kernels.attention import HEAD
 from nacz.kernels.attention_gradient import make_attention_scratch, scratch_floats
+from nacz.kernels.columns import ROWS as BLOCK
 from nacz.kernels.gemm import pack, unpack
-from nacz.kernels.gradients import PANEL, column_units, dithered, panel_sums
+from nacz.kernels.gradients import PANEL, column_units, dithered, make_columns, term_sums
 from nacz.predictors.backward import (
     DECAY,
     KEEP,
     Block,
     Matrix,
     Outcomes,
+    Panels,
     Work,
     attend_back,
     backward_rows,
@@ -89,10 +91,9 @@ class Learner:
         self.trace = make_trace(shape, first, rows)
         d, f, q = shape.dim, shape.ffn, (shape.heads + 2 * shape.kv_heads) * HEAD
         sizes = {"qkv": (q, d), "out": (d, d), "gate_up": (2 * f, d), "down": (d, f)}
-        self._matrices = [
-            {name: _matrix(own, base, name, layer, *sizes[name]) for name in MATRICES}
-            for layer in self._layers
-        ]
+        places = [(name, layer) for layer in self._layers for name in MATRICES]
+        made = self._pool.map(lambda place: _matrix(own, base, place, sizes[place[0]]), places)
+        self._matrices = dict(zip(places, made, strict=True))
         self.outcomes = Outcomes(
             unpack(np.asarray(base.head), shape.vocab, d).reshape(-1), base.head_step, aligned(rows * d, np.float32),
             np.zeros((lanes, max(d, PANEL)), np.int32), count,
@@ -105,7 +106,7 @@ class Learner:
         self._block = Block(
             mid=floats(d), qkv=floats(q), gate_up=floats(2 * f), dx=floats(d), d_down=floats(d),
             d_gate_up=floats(2 * f), d_out=floats(d), d_heads=floats(d), d_qkv=floats(q),
-            terms=tuple(aligned(padded * k, np.int8) for k in (d, d, d, f)),
+            terms=tuple(aligned(padded * k, np.uint8) for k in (d, d, d, f)),
             term_step=tuple(aligned(padded, np.float32) for _ in range(4)),
         )  # fmt: skip
         widest = max(2 * f, q)
@@ -118,14 +119,15 @@ class Learner:
             for _ in range(threads)
         ]  # fmt: skip
         group = shape.heads // shape.kv_heads
-        most = int(shape.reach.max())
-        self._attention = [make_attention_scratch(aligned, count, group, most) for _ in range(threads)]
+        slots = int(shape.reach.max())
+        self._attention = [make_attention_scratch(aligned, count, group, slots) for _ in range(threads)]
         self._angles = [(aligned(count * HEAD, np.float32), aligned(count * HEAD, np.float32)) for _ in range(threads)]
+        most = max(d, f)
         self._panel = [
-            (
-                aligned(PANEL * padded, np.float32), aligned(PANEL * padded, np.uint8), aligned(PANEL, np.int32),
-                aligned(PANEL, np.float32), aligned(PANEL * max(d, f), np.float32),
-                aligned(PANEL * max(d, f), np.int8),
+            Panels(
+                packed=aligned(PANEL * padded, np.int8), columns=make_columns(aligned),
+                sums=aligned(PANEL * most, np.int32), block=aligned(BLOCK * most, np.float32),
+                pace=aligned(BLOCK * most, np.float32), q=aligned(BLOCK * most, np.int8),
             )
             for _ in range(threads)
         ]  # fmt: skip
@@ -133,7 +135,7 @@ class Learner:
 
     def matrix(self, name: str, layer: int) -> Matrix:
         """State of one matrix of a layer that learns."""
-        return self._matrices[layer - self._layers.start][name]
+        return self._matrices[name, layer]
 
     def close(self) -> None:
         """End the threads."""
@@ -157,7 +159,7 @@ class Learner:
             range(0, m, SLICE),
         )  # fmt: skip
         for layer in reversed(self._layers):
-            w = self._matrices[layer - self._layers.start]
+            w = {name: self._matrices[name, layer] for name in MATRICES}
             at = (layer - self._layers.start) * kept * d
             x_in, heads = self.trace.x[at : at + kept * d], self.trace.out[at : at + kept * d]
             self._layer(layer, w, lanes, position, m, rows, x_in, heads)
@@ -210,14 +212,14 @@ class Learner:
         jobs = []
         for index, name in enumerate(MATRICES):
             w = matrices[name]
-            panel_sums(rows, w.k, b.terms[index], self._term_sums[index])
+            term_sums(rows, w.k, b.terms[index], self._term_sums[index])
             jobs += [(index, name, at, min(at + 4, w.n // PANEL)) for at in range(0, w.n // PANEL, 4)]
 
         def update(i: int, job: tuple[int, str, int, int]) -> None:
             index, name, begin, end = job
             update_panels(
                 self._kern, matrices[name], begin, end, rows, m, gradients[name], b.terms[index], b.term_step[index],
-                self._term_sums[index], rate, *self._panel[i], self._work[i].unit,
+                self._term_sums[index], rate, self._panel[i],
             )  # fmt: skip
 
         self._each(update, jobs)
@@ -232,12 +234,13 @@ def _copied(array: Any) -> Any:
     return copy
 
 
-def _matrix(own: dict[str, Any], base: Weights, name: str, layer: int, n: int, k: int) -> Matrix:
+def _matrix(own: dict[str, Any], base: Weights, place: tuple[str, int], size: tuple[int, int]) -> Matrix:
+    (name, layer), (n, k) = place, size
     at = layer * n * k
     packed = own[name][at : at + n * k]
     q = unpack(packed, n, k)
     master = aligned(n * k, np.float32)
-    dithered(n * k, at, q.reshape(-1), master)
+    dithered(n, k, at, q.reshape(-1), master)
     step = _copied(getattr(base, f"{name}_step")[layer * n : (layer + 1) * n])
     mixing, unit, inverse = (1, 1, np.float32(1.0)), np.ones(k, np.float32), np.ones(n, np.float32)
     if name in NATIVE:
