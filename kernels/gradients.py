@@ -34,7 +34,7 @@ from nacz.kernels.ops import (
 from nacz.kernels.rows import LOG2_E, TINY, half_power, largest, mix_rows, ordered, quantise_rows
 
 PANEL = 64  # rows of a matrix that one step of the update takes
-LARGEST = np.float32(127.0)  # of a weight in units of its row's step
+LARGEST = np.float32(127.0)  # of a signed byte
 GOLDEN = np.int32(0x9E3779B1 - (1 << 32))  # 2^32 over the golden ratio: its multiples fill the circle evenly
 FRACTION_UNIT = np.float32(2.0**-24)
 EPSILON = np.float32(2.0**-60)  # keeps 0 / 0 out of the optimiser
