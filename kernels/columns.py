@@ -1,8 +1,8 @@
 """Blocks of sixteen rows of a matrix, column after column: the order in which learning keeps what it moves.
 
 [columns][16]: a vector holds what sixteen rows have in one column. Mixing along the rows then adds and subtracts whole
-vectors, and both packed orders are made from a block by shuffles of registers; row after row, mixing alone took four
-times as long (docs/experiments.md). All here is elementwise in a written order, or sums integers.
+vectors, and both packed orders are made from a block by shuffles of registers; row after row, mixing takes five times
+as long (docs/experiments.md). All here is elementwise in a written order, or sums integers.
 
 Functions take addresses (`nacz.kernels.tiles.address`) and are a few vector instructions each, so that no loop asks
 whether its arrays overlap.
