@@ -26,6 +26,7 @@ import tiny
 
 from nacz import lane_encoding
 from nacz.predictors import language_model
+from nacz.predictors.learning import Learning
 from nacz.segment_coder import CodecOptions
 
 TOKENS = "bias,habit,ngram,match,recall"  # what the whole ensemble was before bytes
@@ -161,9 +162,15 @@ def digest(params: bytes, payload: bytes) -> str:
     return hashlib.sha256(len(params).to_bytes(8, "little") + params + payload).hexdigest()
 
 
+def _learning_of(layers: int) -> Learning | None:
+    """As the cases were pinned, whatever rates levels may come to use."""
+    return Learning(layers, 15, 512) if layers else None
+
+
 def run(names: list[str] | None = None, *, model: str = TINY, threads: int = 1, rows: int = 0) -> dict[str, str]:
     """{case: hash} of this process, of the set for a model. Raises AssertionError when something does not decode."""
-    original, found = language_model.encode_lanes, {}
+    original, found = (language_model.encode_lanes, language_model.learning_of), {}
+    language_model.learning_of = _learning_of
     if rows:
         language_model.encode_lanes = functools.partial(lane_encoding.encode_lanes, rows=rows)
     try:
@@ -186,7 +193,7 @@ def run(names: list[str] | None = None, *, model: str = TINY, threads: int = 1, 
                 back = coder.decode(params, payload, len(case.data), threads=threads, progress=None)
                 assert back == case.data, f"{name}: other bytes came back"
     finally:
-        language_model.encode_lanes = original
+        language_model.encode_lanes, language_model.learning_of = original
     return found
 
 

@@ -47,7 +47,9 @@ from nacz.weights.store import LoadedModel, load_model
 # Bits of the parameters' version: an ensemble mixes in; the network learns; some heads see less than the window.
 MIXED, LEARNS, NEAR = 1, 2, 4
 LEARNING_VERSION = 1  # of docs/learning.md
-TRIAL_BLOCKS, TRIAL_ROWS = 4, 2048  # blocks, and at least how many rows, that decide whether a segment learns
+# What decides whether a segment learns: at least so many blocks and so many rows, and a quarter of a longer segment, up
+# to so many. Beside adapter and ensemble, what learning gives is not to be seen in fewer (docs/experiments.md).
+TRIAL_BLOCKS, TRIAL_ROWS, MOST_TRIAL_ROWS = 4, 2048, 16384
 SHORT = 64  # tokens up to which an ensemble, which has to be named and knows nothing yet, is tried and may be left out
 MIN_WINDOW, MAX_WINDOW = 2 * BLOCK, 128 * BLOCK
 MAX_LANES = 256
@@ -58,7 +60,7 @@ LANE_POSITIONS = 16 * 2048  # lanes x what a head sees in the mean: bounds the c
 Coded = tuple[bytes, bytes]  # parameters and payload
 
 # By number of layers, from docs/experiments.md.
-_RATES = ((6, Learning(6, 15, 512)), (12, Learning(12, 12, 512)), (256, Learning(256, 4, 128)))
+_RATES = ((6, Learning(6, 7, 512)), (12, Learning(12, 5, 512)), (256, Learning(256, 2, 128)))
 
 
 class _Effort(NamedTuple):
@@ -78,7 +80,7 @@ EFFORTS = {
     5: _Effort(1_024, (8_192, 2), 4_500),
     6: _Effort(2_048, (8_192, 3), 6_000),
     7: _Effort(2_048, (8_192, 3), 16_000, _RATES[1][1]),
-    8: _Effort(4_096, (8_192, 4), 32_000, Learning(256, 6, 512)),
+    8: _Effort(4_096, (8_192, 4), 32_000, Learning(256, 3, 512)),
     9: _Effort(8_192, (8_192, 0), 100_000, _RATES[2][1]),
 }
 
@@ -276,7 +278,8 @@ class _Trial:
 
     def __init__(self, learning: Learning, lanes: int, tokens: int, trying: TrialProgress | None) -> None:
         block = max(1, learning.rows // lanes)
-        self.steps = block * max(TRIAL_BLOCKS, -(-TRIAL_ROWS // (block * lanes)))
+        rows = max(TRIAL_ROWS, min(tokens // 4, MOST_TRIAL_ROWS))
+        self.steps = block * max(TRIAL_BLOCKS, -(-rows // (block * lanes)))
         self._rows, self._trying = min(self.steps * lanes, tokens), trying
 
     def first(self, done: NDArray[np.int64], ids: NDArray[np.int32], coded: int) -> None:
