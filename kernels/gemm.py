@@ -14,6 +14,7 @@ import numpy as np
 from nacz.kernels.amx import AHEAD, LEAST, TERMS, configure, has_tiles, release, tile_scaled, tile_sums
 from nacz.kernels.amx import ROWS as TILE_ROWS
 from nacz.kernels.compile import compiled, inner
+from nacz.kernels.sharing import begin_of, end_of
 from nacz.kernels.tiles import SCALED, SCALED_AHEAD, SUMS, SUMS_AHEAD, address, tile
 
 PANEL = 64  # columns per panel: 64 x 576 weights are 36 KB and stay in a first- or second-level cache
@@ -103,11 +104,12 @@ def panel_sums(kern: Any, m: int, terms: int, a: int, b: int, out: int) -> None:
 
 @inner
 def _scaled_by_tiles(
-    kern: Any, m: int, n: int, k: int, a: int, zero: int, scale: int, b: int, colsum: int, colscale: int, out: int
-) -> None:
+    kern: Any, m: int, n: int, k: int, a: int, zero: int, scale: int, b: int, colsum: int, colscale: int, out: int,
+    begin: int, end: int,
+) -> None:  # fmt: skip
     rows = min(m, TILE_ROWS)
     configure(kern, rows)
-    for col in range(0, n, PANEL):
+    for col in range(begin, end, PANEL):
         panel, total, column = b + col * k, colsum + 4 * col, colscale + 4 * col
         if rows == m:
             tile_scaled(kern, AHEAD, m, a, panel, k, out + 4 * col, n, zero, scale, total, column)
@@ -122,16 +124,17 @@ def _scaled_by_tiles(
 
 @inner
 def _scaled_product(
-    kern: Any, m: int, n: int, k: int, a: int, zero: int, scale: int, b: int, colsum: int, colscale: int, out: int
-) -> None:
+    kern: Any, m: int, n: int, k: int, a: int, zero: int, scale: int, b: int, colsum: int, colscale: int, out: int,
+    begin: int, end: int,
+) -> None:  # fmt: skip
     if by_tiles(kern, m, k):
-        _scaled_by_tiles(kern, m, n, k, a, zero, scale, b, colsum, colscale, out)
+        _scaled_by_tiles(kern, m, n, k, a, zero, scale, b, colsum, colscale, out, begin, end)
         return
     tiles = (m + ROWS - 1) // ROWS
     # Between one row tile and many, reading the weights is what takes time: fetch the next panel early. Rows are shared
     # out evenly, so that with two tiles or more each has at least three.
     ahead = PANEL * k if 1 < tiles <= 10 else 0
-    for col in range(0, n, PANEL):
+    for col in range(begin, end, PANEL):
         row, panel, total, column = 0, b + col * k, colsum + 4 * col, colscale + 4 * col
         for t in range(tiles):
             left = tiles - t
@@ -157,5 +160,18 @@ def scaled_product(
     """
     _scaled_product(
         kern, m, n, k, address(a, 0), address(zero, 0), address(scale, 0), address(b, b_at), address(colsum, col0),
-        address(colscale, col0), address(out, 0),
+        address(colscale, col0), address(out, 0), 0, n,
+    )  # fmt: skip
+
+
+@inner
+def scaled_part(
+    kern: Any, share: Any, m: int, n: int, k: int, a: Any, zero: Any, scale: Any, b: Any, b_at: int, colsum: Any,
+    colscale: Any, col0: int, out: Any,
+) -> None:  # fmt: skip
+    """This part's columns of `scaled_product`."""
+    _scaled_product(
+        kern, m, n, k, address(a, 0), address(zero, 0), address(scale, 0), address(b, b_at), address(colsum, col0),
+        address(colscale, col0), address(out, 0), PANEL * begin_of(n // PANEL, share),
+        PANEL * end_of(n // PANEL, share),
     )  # fmt: skip

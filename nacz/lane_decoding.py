@@ -40,6 +40,8 @@ from nacz.row_coding import (
     take_mixed,
 )  # fmt: skip
 
+MOST_PARTS = 4  # threads that share a pass: there are three key heads in a layer of the default model
+
 
 def decode_lanes(
     kern: Any,
@@ -64,10 +66,13 @@ def decode_lanes(
     learner = learning and Learner(kern, shape, weights, learning, lanes, threads)
     longest = int(lengths[0])
     workers = max(1, min(threads, lanes)) if engine is None else 1
-    work = _Decoding(kern, shape, weights, bos, stream, count, lanes, workers, ensemble, learner, engine, threads)
+    parts = min(max(1, threads // workers), MOST_PARTS) if engine is None else 1
+    work = _Decoding(
+        kern, shape, weights, bos, stream, count, lanes, workers, parts, ensemble, learner, engine, threads
+    )
     steps = learner.steps if learner else longest
     try:
-        with ThreadPoolExecutor(max(1, len(work.team) - 1)) as pool:
+        with ThreadPoolExecutor(max(1, workers * parts - 1)) as pool:
             for first in range(0, longest, steps):
                 work.decode(pool, range(first, min(first + steps, longest)), progress)
                 if learner and first + steps < longest:
@@ -92,7 +97,8 @@ class _Decoding:
 
     def __init__(
         self, kern: Any, shape: Shape, weights: Weights, bos: int, stream: NDArray[np.uint8], count: int, lanes: int,
-        workers: int, ensemble: MakeEnsemble | None, learner: Learner | None, engine: Engine | None, threads: int,
+        workers: int, parts: int, ensemble: MakeEnsemble | None, learner: Learner | None, engine: Engine | None,
+        threads: int,
     ) -> None:  # fmt: skip
         self.learner, self.due = learner, 0.0
         weights = learner.weights if learner else weights
@@ -116,7 +122,9 @@ class _Decoding:
             self.ready, self.place = np.zeros(lanes, np.int64), np.zeros(lanes, np.int64)
             self.cosines = aligned(lanes * self.ensemble.recall.columns, np.float32)
             self.owner = np.searchsorted(self.first, np.arange(lanes), "right") - 1
-        self.team = [Worker(kern, shape, weights, trace, rows * (b - a), engine) for a, b in pairwise(self.first)]
+        self.team = [
+            Worker(kern, shape, weights, trace, rows * (b - a), engine, parts) for a, b in pairwise(self.first)
+        ]
         self.caches = [worker.make_cache(b - a) for worker, (a, b) in zip(self.team, pairwise(self.first), strict=True)]
         self.logits = np.empty((lanes * rows, shape.vocab), np.int32)  # without an ensemble: frequencies
         self.sums = np.empty((lanes, shape.vocab // GROUP), np.int32)
@@ -134,7 +142,7 @@ class _Decoding:
                 for t in steps:
                     first, last = self.first[i], min(self.first[i + 1], int(np.count_nonzero(self.lengths > t)))
                     if first < last:
-                        self.predict(i, t, first, last)
+                        self.predict(pool, i, t, first, last)
                     if not turns[i].get():
                         return
                     if first < last:
@@ -156,11 +164,11 @@ class _Decoding:
             for other in others:
                 other.result()
 
-    def predict(self, i: int, t: int, first: int, last: int) -> None:
+    def predict(self, pool: ThreadPoolExecutor, i: int, t: int, first: int, last: int) -> None:
         """Worker i predicts token t of its lanes first .. last - 1."""
         worker, e = self.team[i], self.ensemble
         if e is None:
-            self.predict_alone(i, t, first, last)
+            self.predict_alone(pool, i, t, first, last)
             return
         lanes = first + np.flatnonzero(self.ready[first:last] == 0)
         if lanes.size:
@@ -182,16 +190,16 @@ class _Decoding:
             else:
                 groups = Group(lanes - first, begin, count, np.full_like(lanes, t))
                 trace = worker.trace._replace(row=lane * self.steps + t % self.steps + row)
-                forward_ahead(
-                    worker.kern, self.shape, worker.weights, self.caches[i], worker.scratch, tokens, groups, trace,
+                worker.together(pool, lambda scratch: forward_ahead(
+                    worker.kern, self.shape, worker.weights, self.caches[i], scratch, tokens, groups, trace,
                     worker.bench, place, self.logits, self.ahead,
-                )  # fmt: skip
+                ))  # fmt: skip
         room = self.cosines[first * e.recall.columns :]
         memories(
             worker.kern, self.shape, e, seen_at(t, self.lanes), self.ahead, self.place, first, last, self.hidden, room
         )
 
-    def predict_alone(self, i: int, t: int, first: int, last: int) -> None:
+    def predict_alone(self, pool: ThreadPoolExecutor, i: int, t: int, first: int, last: int) -> None:
         """The same without an ensemble: frequencies."""
         tokens, worker = self.current[first:last], self.team[i]
         if worker.engine is not None:
@@ -204,10 +212,10 @@ class _Decoding:
         lane = np.arange(last - first, dtype=np.int64)
         groups = Group(lane, lane, np.ones_like(lane), np.full_like(lane, t))
         trace = worker.trace._replace(row=(first + lane) * self.steps + t % self.steps)
-        distributions(
-            worker.kern, self.shape, worker.weights, self.caches[i], worker.scratch, tokens, groups, trace,
+        worker.together(pool, lambda scratch: distributions(
+            worker.kern, self.shape, worker.weights, self.caches[i], scratch, tokens, groups, trace,
             worker.bench, self.logits[first:last], self.sums[first:last],
-        )  # fmt: skip
+        ))  # fmt: skip
 
     def learn(self, first: int) -> None:
         """Learn from the chunk that begins with step `first`."""

@@ -9,7 +9,8 @@ Knows tokens, lanes and workers. Does not know text, parameters on disk, or the 
 from __future__ import annotations
 
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from nacz.arrays import aligned
 from nacz.coder.range_coder import RangeEncoder
 from nacz.kernels.ahead import Ahead
 from nacz.kernels.cdf import total_bits
+from nacz.kernels.sharing import Turn, end_turn, first_turn, next_turn
 from nacz.lanes import POLL, Engine, Progress, Worker, lane_lengths, lane_starts
 from nacz.predictors.backward import no_outcomes
 from nacz.predictors.ensemble import MakeEnsemble
@@ -69,7 +71,8 @@ class _Encoding:
         # the last lanes.
         self.count = int(self.lengths.sum())
         self.low, self.freq = np.empty(self.count, np.int64), np.empty(self.count, np.int64)
-        self.done = np.zeros(lanes, np.int64)
+        self.done, self.sharing = np.zeros(lanes, np.int64), Lock()
+        self.behind: dict[tuple[int, int], int] = {}  # rows of blocks that were coded before one that precedes them
         self.idle: SimpleQueue[Worker] = SimpleQueue()
         self.caches: list[Any] = [None] * lanes
         self.steps, self.ensemble = longest, None
@@ -91,34 +94,50 @@ class _Encoding:
             some = np.empty(0, np.uint32)
             self.mixing = Ahead(mixed_intervals, self.mix(0, 0, 0, 0, some, some, 0), threads)
         self.chunks = -(-longest // self.steps)
+        # Where there are fewer lanes than threads, some are at the same lane, a layer apart.
+        self.rows = min(self.rows, -(-self.steps // -(-threads // lanes)))
 
-    def forward_chunk(self, chunk: int, lane: int, stop: list[bool]) -> None:
-        """Forward the tokens of one lane in a chunk; without an ensemble, code them too."""
-        worker = (
-            self.idle.get()
-            if not self.idle.empty()
-            else Worker(self.kern, self.shape, self.weights, self.trace, self.rows, self.engine)
-        )
-        cache = self.caches[lane] or worker.make_cache(1)
-        end = min((chunk + 1) * self.steps, int(self.lengths[lane]))
-        for first in range(chunk * self.steps, end, self.rows):
-            if stop[0]:
-                return
-            m = min(self.rows, end - first)
-            at = int(self.starts[lane]) + first
-            worker.forward(cache, self.inputs[at : at + m], first, lane * self.steps + first - chunk * self.steps)
-            place = first * self.lanes + lane
-            if self.ensemble is None:
-                low, freq = worker.intervals(lane, first, self.tokens[at : at + m], self.outcomes)
-                some = slice(place, place + (m - 1) * self.lanes + 1, self.lanes)
-                self.low[some], self.freq[some] = low, freq
-                self.done[lane] += m
-            else:
-                place -= chunk * self.steps * self.lanes
-                some = slice(place, place + (m - 1) * self.lanes + 1, self.lanes)
-                keep_rows(worker.scratch, m, self.hidden[chunk % 2], some)
+    def blocks(self, chunk: int) -> list[tuple[int, int]]:
+        """(lane, first step) of the blocks of a chunk, those of a lane in order. Where lanes meet after the chunk, each
+        comes round after all others; where they do not, one is done before the next needs a cache."""
+        steps = range(chunk * self.steps, (chunk + 1) * self.steps, self.rows)
+        found = [(lane, first) for first in steps for lane in range(self.lanes) if first < self.lengths[lane]]
+        return found if self.ensemble is not None or self.learner is not None else sorted(found)
+
+    def forward_block(self, chunk: int, lane: int, first: int, turn: Turn, stop: list[bool]) -> None:
+        """Forward a block; without an ensemble, code it too."""
+        if stop[0]:
+            return
+        try:
+            worker = self.idle.get_nowait()
+        except Empty:
+            worker = Worker(self.kern, self.shape, self.weights, self.trace, self.rows, self.engine)
+        with self.sharing:
+            if self.caches[lane] is None:
+                self.caches[lane] = worker.make_cache(1)
+            cache = self.caches[lane]
+        m = min(self.rows, (chunk + 1) * self.steps - first, int(self.lengths[lane]) - first)
+        at = int(self.starts[lane]) + first
+        worker.forward(cache, self.inputs[at : at + m], first, lane * self.steps + first - chunk * self.steps, turn)
+        end_turn(turn)
+        place = first * self.lanes + lane
+        if self.ensemble is None:
+            # Another block of the lane may be coded by now, so work space is not shared.
+            outcomes = self.outcomes._replace(total=np.zeros_like(self.outcomes.total))
+            low, freq = worker.intervals(lane, first, self.tokens[at : at + m], outcomes)
+            some = slice(place, place + (m - 1) * self.lanes + 1, self.lanes)
+            self.low[some], self.freq[some] = low, freq
+            with self.sharing:
+                self.behind[lane, first] = m
+                while (lane, int(self.done[lane])) in self.behind:
+                    self.done[lane] += self.behind.pop((lane, int(self.done[lane])))
+        else:
+            place -= chunk * self.steps * self.lanes
+            some = slice(place, place + (m - 1) * self.lanes + 1, self.lanes)
+            keep_rows(worker.scratch, m, self.hidden[chunk % 2], some)
         # Lanes that are done need no cache, but a chunk that is learned from does.
-        self.caches[lane] = cache if end < self.lengths[lane] or self.learner else None
+        if first + m == self.lengths[lane] and not self.learner:
+            self.caches[lane] = None
         self.idle.put(worker)
 
     def learn_chunk(self, chunk: int) -> None:
@@ -229,24 +248,31 @@ def encode_lanes(
         kern, shape, weights, bos, tokens, lanes, min(rows, longest), ensemble, learner, engine, coder, threads, longest
     )
     stop = [False]
-    running: list[Future[None] | None] = [None] * lanes
+    running: list[Future[None]] = []
+    turn = first_turn()
+    end_turn(turn)
+    turns = [turn] * lanes
 
-    def run(chunk: int, lane: int, before: Future[None] | None) -> None:
-        if before is not None:
-            before.result()  # workers take what was begun first, so this one has begun and will end
-        work.forward_chunk(chunk, lane, stop)
+    def run(chunk: int, lane: int, first: int, turn: Turn) -> None:
+        try:
+            work.forward_block(chunk, lane, first, turn, stop)
+        finally:
+            end_turn(turn)
 
-    with ThreadPoolExecutor(max(1, min(threads, lanes))) as pool:
+    # Another engine has no layers that one could follow.
+    with ThreadPoolExecutor(threads if engine is None else 1) as pool:
 
         def begin(chunk: int) -> None:
-            for lane in range(lanes):
-                if chunk * work.steps < work.lengths[lane]:
-                    running[lane] = pool.submit(run, chunk, lane, running[lane])
+            # Threads take what was begun first, so the block that another one waits for is on its way or done.
+            running.clear()
+            for lane, first in work.blocks(chunk):
+                turns[lane] = next_turn(turns[lane])
+                running.append(pool.submit(run, chunk, lane, first, turns[lane]))
 
         try:
             begin(0)
             for chunk in range(work.chunks):
-                pending = {future for future in running if future is not None}
+                pending = set(running)
                 while pending:
                     finished, pending = wait(pending, timeout=POLL, return_when=FIRST_COMPLETED)
                     for future in finished:

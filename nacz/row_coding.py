@@ -15,11 +15,12 @@ from nacz.arrays import aligned
 from nacz.coder.range_coder import decode_advance, decode_target
 from nacz.kernels.cdf import GROUP, find, fix_logits, interval, spread, total_bits
 from nacz.kernels.compile import compiled, inner
+from nacz.kernels.sharing import begin_of, end_of, meet
 from nacz.predictors.backward import tell_outcome
 from nacz.predictors.drafts import draft, judge
 from nacz.predictors.ensemble import adjust, frequencies, learn, recall_rows, remember_row, seen_at
 from nacz.predictors.members import BYTES
-from nacz.predictors.networks import forward, head
+from nacz.predictors.networks import forward, head, head_part
 from nacz.predictors.recall import width
 from nacz.predictors.spell import spell
 from nacz.predictors.transformer import Shape
@@ -165,10 +166,13 @@ def distributions_of_rows(kern: Any, shape: Any, w: Any, s: Any, m: int, bench: 
     done, v = 0, shape.vocab
     while done < m:
         n = min(HEAD_ROWS, m - done)
-        head(kern, shape, w, s, done, n, bench.logits)
-        for r in range(n):
-            fix_logits(v, bench.logits, r * v, bench.fixed)
-            spread(v, bench.fixed, freq[done + r], sums[done + r])
+        head_part(kern, shape, w, s, done, n, bench.logits)
+        meet(s.share)
+        if s.share.part == 0:
+            for r in range(n):
+                fix_logits(v, bench.logits, r * v, bench.fixed)
+                spread(v, bench.fixed, freq[done + r], sums[done + r])
+        meet(s.share)
         done += n
 
 
@@ -194,11 +198,13 @@ def logits_ahead(
     done, v, d = 0, shape.vocab, shape.dim
     while done < m:
         n = min(HEAD_ROWS, m - done)
-        head(kern, shape, w, s, done, n, bench.logits)
-        for r in range(n):
+        head_part(kern, shape, w, s, done, n, bench.logits)
+        meet(s.share)
+        for r in range(begin_of(n, s.share), end_of(n, s.share)):
             fix_logits(v, bench.logits, r * v, fixed[place[done + r]])
+        meet(s.share)
         done += n
-    for r in range(m):
+    for r in range(begin_of(m, s.share), end_of(m, s.share)):
         _copy_key(d, s, r, ahead, place[r])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -89,8 +90,8 @@ def test_no_guess_changes_a_token(learning: Learning | None, n_lanes: int, monke
     rows = []
 
     class Counting(lane_decoding._Decoding):
-        def predict(self, i: int, t: int, first: int, last: int) -> None:
-            super().predict(i, t, first, last)
+        def predict(self, pool: ThreadPoolExecutor, i: int, t: int, first: int, last: int) -> None:
+            super().predict(pool, i, t, first, last)
             rows.append(int(self.ready[first:last].max()))
 
     monkeypatch.setattr(lane_decoding, "_Decoding", Counting)

@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 
 from nacz import row_coding
 from nacz.predictors import transformer
+from nacz.predictors.scratch import make_scratch
 from nacz.weights import store
 from nacz.weights.exact import ExactModel
 
@@ -321,7 +322,7 @@ def fast_logits(kern: Any, model: ExactModel, tokens: NDArray[np.int32]) -> NDAr
     loaded = store.in_memory(model)
     shape = transformer.make_shape(loaded.architecture, 256)
     weights = transformer.make_weights(loaded)
-    cache, scratch = transformer.make_cache(shape, 1), transformer.make_scratch(shape, 128)
+    cache, scratch = transformer.make_cache(shape, 1), make_scratch(shape, 128)
     nothing = transformer.make_trace(shape, shape.layers, 0)
     out = []
     for at in range(0, len(tokens), 128):

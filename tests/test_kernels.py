@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from nacz.arrays import aligned
 from nacz.errors import UsageError
 from nacz.predictors import transformer
+from nacz.predictors.scratch import make_scratch
 from nacz.weights import store
 
 
@@ -312,7 +313,7 @@ def test_attention(kern: Any, step: int, attended: tuple[NDArray[np.float32], di
     """Any grouping of rows within a cache block; positions across block boundaries and far beyond the window."""
     history, expected = attended
     shape = transformer.make_shape(ATTENTION, 256)
-    cache, s = transformer.make_cache(shape, 2), transformer.make_scratch(shape, 128)
+    cache, s = transformer.make_cache(shape, 2), make_scratch(shape, 128)
     tables = put(rope.rope_tables(ATTENTION.rope_base, 32))
     at = 0
     while at < len(history):

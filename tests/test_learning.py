@@ -17,14 +17,15 @@ from nacz.kernels.rows import mix_rows
 from nacz.errors import CorruptDataError, UnsupportedVersionError
 from nacz.lane_decoding import decode_lanes
 from nacz.lane_encoding import LearningLosesError, Stake, bits_of, encode_lanes
+from nacz.predictors import language_model
 from nacz.predictors.language_model import LanguageModelCoder, Params
 from nacz.predictors.learning import NATIVE, Learner, Learning, mixing_of
+from nacz.predictors.scratch import make_scratch
 from nacz.predictors.transformer import (
     LOG2_E,
     Group,
     forward,
     make_cache,
-    make_scratch,
     make_shape,
     make_weights,
 )  # fmt: skip
@@ -178,7 +179,7 @@ def test_segments_learn_and_come_back(coder: LanguageModelCoder) -> None:
     data = b"the cat sat on the mat and the dog on the log; " * 80
     options = CodecOptions(level=9, learn=2, ensemble="none")
     params, payload = coder.encode(data, options=options, threads=2, progress=None)
-    assert Params.from_bytes(params, len(data)).learning == Learning(2, 15, 512)
+    assert Params.from_bytes(params, len(data)).learning == Learning(2, 7, 512)
     assert coder.decode(params, payload, len(data), threads=1, progress=None) == data
     still = coder.encode(data, options=CodecOptions(level=9, learn=0, ensemble="none"), threads=1, progress=None)
     assert len(payload) < len(still[1])
@@ -194,3 +195,12 @@ def test_noise_is_not_learned_from(coder: LanguageModelCoder) -> None:
 
 
 PINNED = "3eed0f95470b3ad8"
+
+
+def test_how_long_a_trial_is() -> None:
+    """Whole blocks: at least four of them and 2,048 rows, a quarter of a longer segment, 16,384 rows at most."""
+    for tokens, lanes, rows, steps in [
+        (1_000, 1, 128, 2_048), (30_000, 1, 128, 7_552), (300_000, 1, 128, 16_384), (300_000, 3, 128, 42 * 131),
+        (30_000, 4, 512, 15 * 128), (1_000, 1, 1_024, 4_096),
+    ]:  # fmt: skip
+        assert language_model._Trial(Learning(2, 5, rows), lanes, tokens, None).steps == steps

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from nacz.arrays import aligned
 from nacz.predictors import transformer
+from nacz.predictors.scratch import make_scratch
 from nacz.weights import store
 
 
@@ -23,7 +24,7 @@ class Runner:
         self.kern, self.shape = kern, transformer.make_shape(model.architecture, window)
         self.weights = transformer.make_weights(model)
         self.trace = transformer.make_trace(self.shape, self.shape.layers, 0)
-        self.cache, self.scratch = transformer.make_cache(self.shape, lanes), transformer.make_scratch(self.shape, rows)
+        self.cache, self.scratch = transformer.make_cache(self.shape, lanes), make_scratch(self.shape, rows)
 
     def logits(self, tokens: NDArray[np.int32], groups: list[tuple[int, int, int]]) -> NDArray[np.float32]:
         """groups: (lane, rows, position) each. Returns float32 [rows, vocab]."""

@@ -20,6 +20,7 @@ from nacz.kernels.gemm import scaled_product
 from nacz.kernels.general_rows import add_bias, gelu_rows, prepare_rows, renormalise_rows
 from nacz.kernels.rope import STEP, angles
 from nacz.kernels.rows import TINY, add_rows, gated_rows, largest, normalise_rows, quantise_rows, rotate_rows
+from nacz.kernels.sharing import follow, make_shares, pass_on
 from nacz.kernels.wide_attention import (
     attend_wide,
     gained,
@@ -122,6 +123,7 @@ class GeneralScratch(NamedTuple):
     sums: Any
     p: Any
     acc: Any
+    share: Any
 
 
 def make_general_shape(arch: GeneralArchitecture, window: int) -> GeneralShape:
@@ -189,6 +191,7 @@ def make_general_scratch(shape: GeneralShape, rows: int) -> GeneralScratch:
         sums=aligned(MOST_ROWS * BLOCK, np.int32),
         p=aligned(MOST_ROWS * BLOCK, np.uint8),
         acc=aligned(MOST_TOGETHER * shape.width, np.float64),
+        share=make_shares(1)[0],
     )
 
 
@@ -283,12 +286,13 @@ def general_forward(kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens: A
     for layer in range(shape.layers):
         _prepare(m, shape, w.qkv_gain, layer, s)
         if layer == key_layer(shape.layers):
-            keep_key(m, d, s)
+            keep_key(0, m, d, s)
         scaled_product(
             kern, m, qkv, d, s.a, s.zero, s.step, w.qkv, layer * qkv * d, w.qkv_sum, w.qkv_step, layer * qkv, s.wide
         )
         if shape.features & QKV_BIAS:
             add_bias(m, qkv, w.qkv_bias, layer * qkv, s.wide)
+        follow(s.share, layer + 1)
         for g in range(groups.lane.size):
             done = 0
             while done < groups.count[g]:
@@ -298,6 +302,7 @@ def general_forward(kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens: A
                     kern, shape, w, cache, s, layer, groups.lane[g], groups.first[g] + done, count, position, m
                 )
                 done += count
+        pass_on(s.share, layer + 1)
         quantise_rows(m, heads, s.hidden, s.a, s.zero, s.step)
         scaled_product(
             kern, m, d, heads, s.a, s.zero, s.step, w.out, layer * d * heads, w.out_sum, w.out_step, layer * d, s.y

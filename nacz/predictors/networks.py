@@ -11,7 +11,7 @@ from typing import Any
 from nacz.errors import CorruptDataError
 from nacz.kernels.attention import BLOCK, HEAD
 from nacz.kernels.compile import overload
-from nacz.predictors import general, transformer
+from nacz.predictors import general, scratch, transformer
 from nacz.predictors.general import GeneralShape
 from nacz.predictors.reach import Near
 from nacz.predictors.transformer import Cache, Shape
@@ -19,8 +19,8 @@ from nacz.weights.exact import Architecture, ExactModel
 from nacz.weights.general import SANDWICH, GeneralArchitecture
 
 __all__ = [
-    "cache_bytes", "fitted", "forward", "head", "make_cache", "make_scratch", "make_shape", "make_weights",
-    "states_have_any_norm",
+    "cache_bytes", "fitted", "forward", "head", "head_part", "make_cache", "make_scratch", "make_scratches",
+    "make_shape", "make_weights", "states_have_any_norm",
 ]  # fmt: skip
 
 
@@ -62,7 +62,14 @@ def make_scratch(shape: Any, rows: int) -> Any:
     """Work space for calls of up to `rows` rows."""
     if isinstance(shape, GeneralShape):
         return general.make_general_scratch(shape, rows)
-    return transformer.make_scratch(shape, rows)
+    return scratch.make_scratch(shape, rows)
+
+
+def make_scratches(shape: Any, rows: int, parts: int) -> list[Any]:
+    """The same for threads that share a pass: `parts` of them, one where a general model runs."""
+    if isinstance(shape, GeneralShape):
+        return [general.make_general_scratch(shape, rows)]
+    return list(scratch.make_scratches(shape, rows, parts))
 
 
 def cache_bytes(shape: Any, lanes: int) -> int:
@@ -92,6 +99,12 @@ def head(kern: Any, shape: Any, w: Any, s: Any, first: int, m: int, logits: Any)
     run(kern, shape, w, s, first, m, logits)
 
 
+def head_part(kern: Any, shape: Any, w: Any, s: Any, first: int, m: int, logits: Any) -> None:
+    """What one of those who share a pass does of `head`."""
+    run = general.general_head if isinstance(shape, GeneralShape) else transformer.head_part
+    run(kern, shape, w, s, first, m, logits)
+
+
 # What compiled callers get. "always" puts the call into the caller: as a function of its own it would be one more place
 # where all that is below is compiled again.
 @overload(forward, inline="always")
@@ -100,6 +113,16 @@ def _compiled_forward(kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens:
 
     def call(kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens: Any, groups: Any, trace: Any) -> None:
         run(kern, shape, w, cache, s, tokens, groups, trace)
+
+    return call
+
+
+@overload(head_part, inline="always")
+def _compiled_head_part(kern: Any, shape: Any, w: Any, s: Any, first: Any, m: Any, logits: Any) -> Any:
+    run = general.general_head if _is_general(shape) else transformer.head_part
+
+    def call(kern: Any, shape: Any, w: Any, s: Any, first: Any, m: Any, logits: Any) -> None:
+        run(kern, shape, w, s, first, m, logits)
 
     return call
 

@@ -21,6 +21,7 @@ from nacz.kernels.dispatch import chosen
 from nacz.kernels.gemm import pack, unpack
 from nacz.kernels.rope import rope_tables
 from nacz.kernels.torch_backend import columns, engines, full_precision, scaled_product
+from nacz.predictors.scratch import make_scratch
 from nacz.predictors.transformer import (
     QUERY_UNIT,
     Group,
@@ -28,7 +29,6 @@ from nacz.predictors.transformer import (
     forward,
     key_layer,
     make_cache,
-    make_scratch,
     make_shape,
     make_trace,
     make_weights,

@@ -17,17 +17,16 @@ from nacz.kernels.attention import (
     BLOCK,
     BYTES,
     HEAD,
-    MOST_ROWS,
-    MOST_TOGETHER,
     attend,
     put_key,
     put_query,
     put_value,
 )  # fmt: skip
 from nacz.kernels.compile import compiled, inner
-from nacz.kernels.gemm import scaled_product
+from nacz.kernels.gemm import scaled_part, scaled_product
 from nacz.kernels.rope import angles
 from nacz.kernels.rows import add_rows, gated_rows, normalise_rows, quantise_rows, rotate_rows
+from nacz.kernels.sharing import begin_of, end_of, follow, meet, pass_on
 from nacz.predictors.reach import Near, reaches, starts_of
 from nacz.weights.exact import Architecture, ExactModel, ffn_mixing
 
@@ -86,31 +85,6 @@ class Cache(NamedTuple):
     key_step: Any
     key_sum: Any
     value_step: Any
-
-
-class Scratch(NamedTuple):
-    """Work space for `rows` rows."""
-
-    x: Any
-    y: Any
-    wide: Any
-    hidden: Any
-    a: Any
-    zero: Any
-    step: Any
-    key: Any
-    key_zero: Any
-    key_step: Any
-    cos: Any
-    sin: Any
-    small: Any
-    q: Any
-    q_step: Any
-    total: Any
-    factor: Any
-    sums: Any
-    p: Any
-    acc: Any
 
 
 class Group(NamedTuple):
@@ -179,40 +153,12 @@ def make_cache(shape: Shape, lanes: int) -> Cache:
     )
 
 
-def make_scratch(shape: Shape, rows: int) -> Scratch:
-    """Work space for calls of up to `rows` rows."""
-    widest = max(shape.dim, shape.ffn)
-    fused = max(2 * shape.ffn, (shape.heads + 2 * shape.kv_heads) * HEAD)
-    per_head = min(rows, BLOCK) * shape.heads
-    return Scratch(
-        x=aligned(rows * shape.dim, np.float32),
-        y=aligned(rows * shape.dim, np.float32),
-        wide=aligned(rows * fused, np.float32),
-        hidden=aligned(rows * widest, np.float32),
-        a=aligned(rows * widest, np.uint8),
-        zero=aligned(rows, np.int32),
-        step=aligned(rows, np.float32),
-        key=aligned(rows * shape.dim, np.uint8),
-        key_zero=aligned(rows, np.int32),
-        key_step=aligned(rows, np.float32),
-        cos=aligned(2 * rows * (HEAD // 2), np.float32),
-        sin=aligned(2 * rows * (HEAD // 2), np.float32),
-        small=aligned(HEAD, np.int8),
-        q=aligned(2 * per_head * HEAD, np.uint8),
-        q_step=aligned(2 * per_head, np.float32),
-        total=aligned(MOST_TOGETHER, np.float64),
-        factor=aligned(MOST_ROWS, np.float64),
-        sums=aligned(MOST_ROWS * BLOCK, np.int32),
-        p=aligned(MOST_ROWS * BLOCK, np.uint8),
-        acc=aligned(MOST_TOGETHER * HEAD, np.float64),
-    )
-
-
 @inner
 def _attention_rows(
     kern: Any, shape: Any, cache: Any, s: Any, layer: int, lane: int, first: int, count: int, position: int
 ) -> None:
-    """Append `count` rows (all in one cache block) of a lane to the cache and attend; results in s.hidden."""
+    """Append `count` rows (all in one cache block) of a lane to the cache and attend, this thread's heads; results in
+    s.hidden."""
     half = HEAD // 2
     qkv = (shape.heads + 2 * shape.kv_heads) * HEAD
     group = shape.heads // shape.kv_heads
@@ -222,6 +168,8 @@ def _attention_rows(
     sink = q_step.size // 2
     for h in range(shape.kv_heads):
         head = layer * shape.kv_heads + h
+        if not s.mine[head]:
+            continue
         slots, cache_at = reach[head], lane * begin[begin.size - 1] + begin[head]
         slot = 0 if block == 0 else 1 + (block - 1) % (slots - 1)
         for r in range(count):
@@ -240,9 +188,9 @@ def _attention_rows(
 
 
 @inner
-def _keep(m: int, d: int, at: int, x: Any, row: Any, kept: Any) -> None:
-    """Copy m rows of x to the places of `row` in `kept`, from row `at` on."""
-    for r in range(m):
+def _keep(begin: int, end: int, d: int, at: int, x: Any, row: Any, kept: Any) -> None:
+    """Copy rows of x to the places of `row` in `kept`, from row `at` on."""
+    for r in range(begin, end):
         to = (at + row[r]) * d
         some = kept[to : to + d]
         for i in range(d):
@@ -256,14 +204,26 @@ def key_layer(layers: int) -> Any:
 
 
 @inner
-def keep_key(m: int, d: int, s: Any) -> None:
-    """Keep the m quantised rows at hand as those of the key layer's input."""
+def keep_key(begin: int, end: int, d: int, s: Any) -> None:
+    """Keep quantised rows at hand as those of the key layer's input."""
     key, a = s.key, s.a
-    for i in range(m * d):
+    for i in range(begin * d, end * d):
         key[i] = a[i]
-    for r in range(m):
+    for r in range(begin, end):
         s.key_zero[r] = s.zero[r]
         s.key_step[r] = s.step[r]
+
+
+@inner
+def _normalise(begin: int, end: int, d: int, eps: float, s: Any) -> None:
+    """`normalise_rows` of some rows of the residual stream."""
+    normalise_rows(end - begin, d, eps, s.x[begin * d :], s.a[begin * d :], s.zero[begin:], s.step[begin:])
+
+
+@inner
+def _quantise(begin: int, end: int, k: int, s: Any) -> None:
+    """`quantise_rows` of some hidden rows."""
+    quantise_rows(end - begin, k, s.hidden[begin * k :], s.a[begin * k :], s.zero[begin:], s.step[begin:])
 
 
 @compiled
@@ -274,27 +234,36 @@ def forward(kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens: Any, grou
     m, d, f = tokens.size, shape.dim, shape.ffn
     qkv = (shape.heads + 2 * shape.kv_heads) * HEAD
     half = HEAD // 2
-    for r in range(m):
+    # Between two meetings a thread has rows of its own, or columns of a product.
+    share = s.share
+    begin, end = begin_of(m, share), end_of(m, share)
+    for r in range(begin, end):
         token = np.int64(tokens[r])
         unit = w.embed_step[token]
         for i in range(d):
             s.x[r * d + i] = np.float32(w.embed[token * d + i]) * unit
     for g in range(groups.lane.size):
         for r in range(groups.count[g]):
-            position, at = groups.position[g] + r, (groups.first[g] + r) * 2 * half
-            angles(w.rope, half, position, s.cos, s.sin, at)
-            # The pinned block is seen at no more than this distance, so that an endless stream stays in the range of
-            # distances that the model was trained on (StreamingLLM's positions inside the cache).
-            angles(w.rope, half, min(position, shape.sink_reach), s.cos, s.sin, at + half)
+            row = groups.first[g] + r
+            if begin <= row < end:
+                position, at = groups.position[g] + r, row * 2 * half
+                angles(w.rope, half, position, s.cos, s.sin, at)
+                # The pinned block is seen at no more than this distance, so that an endless stream stays in the range
+                # of distances that the model was trained on (StreamingLLM's positions inside the cache).
+                angles(w.rope, half, min(position, shape.sink_reach), s.cos, s.sin, at + half)
     for layer in range(shape.layers):
         if layer >= trace.first:
-            _keep(m, d, (layer - trace.first) * kept, s.x, trace.row, trace.x)
-        normalise_rows(m, d, shape.eps, s.x, s.a, s.zero, s.step)
+            _keep(begin, end, d, (layer - trace.first) * kept, s.x, trace.row, trace.x)
+        _normalise(begin, end, d, shape.eps, s)
         if layer == key_layer(shape.layers):
-            keep_key(m, d, s)
-        scaled_product(
-            kern, m, qkv, d, s.a, s.zero, s.step, w.qkv, layer * qkv * d, w.qkv_sum, w.qkv_step, layer * qkv, s.wide
-        )
+            keep_key(begin, end, d, s)
+        meet(share)
+        scaled_part(
+            kern, share, m, qkv, d, s.a, s.zero, s.step, w.qkv, layer * qkv * d, w.qkv_sum, w.qkv_step, layer * qkv,
+            s.wide,
+        )  # fmt: skip
+        meet(share)
+        follow(share, layer + 1)
         for g in range(groups.lane.size):
             done = 0
             while done < groups.count[g]:
@@ -302,26 +271,37 @@ def forward(kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens: Any, grou
                 count = min(groups.count[g] - done, BLOCK - position % BLOCK)
                 _attention_rows(kern, shape, cache, s, layer, groups.lane[g], groups.first[g] + done, count, position)
                 done += count
+        pass_on(share, layer + 1)
+        meet(share)
         if layer >= trace.first:
-            _keep(m, d, (layer - trace.first) * kept, s.hidden, trace.row, trace.out)
-        quantise_rows(m, d, s.hidden, s.a, s.zero, s.step)
-        scaled_product(kern, m, d, d, s.a, s.zero, s.step, w.out, layer * d * d, w.out_sum, w.out_step, layer * d, s.y)
-        add_rows(m * d, s.x, s.y)
-        normalise_rows(m, d, shape.eps, s.x, s.a, s.zero, s.step)
-        scaled_product(
-            kern, m, 2 * f, d, s.a, s.zero, s.step, w.gate_up, layer * 2 * f * d, w.gate_up_sum, w.gate_up_step,
+            _keep(begin, end, d, (layer - trace.first) * kept, s.hidden, trace.row, trace.out)
+        _quantise(begin, end, d, s)
+        meet(share)
+        scaled_part(
+            kern, share, m, d, d, s.a, s.zero, s.step, w.out, layer * d * d, w.out_sum, w.out_step, layer * d, s.y
+        )
+        meet(share)
+        add_rows((end - begin) * d, s.x[begin * d :], s.y[begin * d :])
+        _normalise(begin, end, d, shape.eps, s)
+        meet(share)
+        scaled_part(
+            kern, share, m, 2 * f, d, s.a, s.zero, s.step, w.gate_up, layer * 2 * f * d, w.gate_up_sum, w.gate_up_step,
             layer * 2 * f, s.wide,
         )  # fmt: skip
-        gated_rows(m, f, s.wide, s.hidden)
-        rotate_rows(m, f, shape.two, shape.three, s.hidden)
-        quantise_rows(m, f, s.hidden, s.a, s.zero, s.step)
-        scaled_product(
-            kern, m, d, f, s.a, s.zero, s.step, w.down, layer * d * f, w.down_sum, w.down_step, layer * d, s.y
+        meet(share)
+        gated_rows(end - begin, f, s.wide[begin * 2 * f :], s.hidden[begin * f :])
+        rotate_rows(end - begin, f, shape.two, shape.three, s.hidden[begin * f :])
+        _quantise(begin, end, f, s)
+        meet(share)
+        scaled_part(
+            kern, share, m, d, f, s.a, s.zero, s.step, w.down, layer * d * f, w.down_sum, w.down_step, layer * d, s.y
         )
-        add_rows(m * d, s.x, s.y)
+        meet(share)
+        add_rows((end - begin) * d, s.x[begin * d :], s.y[begin * d :])
     if trace.first < shape.layers:
-        _keep(m, d, 0, s.x, trace.row, trace.end)
-    normalise_rows(m, d, shape.eps, s.x, s.a, s.zero, s.step)
+        _keep(begin, end, d, 0, s.x, trace.row, trace.end)
+    _normalise(begin, end, d, shape.eps, s)
+    meet(share)
 
 
 @compiled
@@ -331,4 +311,14 @@ def head(kern: Any, shape: Any, w: Any, s: Any, first: int, m: int, logits: Any)
     scaled_product(
         kern, m, shape.vocab, d, s.a[first * d :], s.zero[first:], s.step[first:], w.head, 0, w.head_sum, w.head_step,
         0, logits,
+    )  # fmt: skip
+
+
+@compiled
+def head_part(kern: Any, shape: Any, w: Any, s: Any, first: int, m: int, logits: Any) -> None:
+    """What this part of those who share a pass does of `head`."""
+    d = shape.dim
+    scaled_part(
+        kern, s.share, m, shape.vocab, d, s.a[first * d :], s.zero[first:], s.step[first:], w.head, 0, w.head_sum,
+        w.head_step, 0, logits,
     )  # fmt: skip
