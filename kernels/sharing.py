@@ -123,10 +123,9 @@ def _reach(place: Any, value: Any) -> None:
     """Wait until the counter at an address is at least `value`."""
     looks = 0
     while _load(place) < value:
+        _pause()
         looks += 1
-        if looks < PATIENCE:
-            _pause()
-        else:
+        if looks > PATIENCE:
             _give_way()
 
 
