@@ -24,7 +24,7 @@ from nacz.kernels.tiles import I32, I64, address, function
 
 FINISHED = 1 << 62
 LINE = 8  # int64 in a cache line: a counter has one for itself
-PATIENCE = 4096  # looks before others may have the processor: some ten microseconds
+PATIENCE = 4096  # looks before others may have the processor
 
 
 class Share(NamedTuple):

@@ -119,7 +119,6 @@ class _Encoding:
         m = min(self.rows, (chunk + 1) * self.steps - first, int(self.lengths[lane]) - first)
         at = int(self.starts[lane]) + first
         worker.forward(cache, self.inputs[at : at + m], first, lane * self.steps + first - chunk * self.steps, turn)
-        end_turn(turn)
         place = first * self.lanes + lane
         if self.ensemble is None:
             # Another block of the lane may be coded by now, so work space is not shared.
