@@ -12,7 +12,9 @@ import os
 import secrets
 import signal
 import stat
+import sys
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from types import FrameType
@@ -28,6 +30,8 @@ except ImportError:  # not POSIX
 __all__ = ["Terminated", "atomic_output", "copy_times_and_mode", "terminate_as_exception"]
 
 _TEMPORARY_SUFFIX = ".nacz-part"
+_GRACE = 3.0  # seconds from a signal until the process ends without waiting any longer for its threads
+_unfinished: set[str] = set()  # temporary files that then have to go
 _FLAGS = os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
@@ -41,27 +45,63 @@ class Terminated(BaseException):
 
 @contextlib.contextmanager
 def terminate_as_exception() -> Iterator[None]:
-    """Inside, SIGTERM and SIGHUP raise Terminated in the main thread, so that files are cleaned up.
+    """Inside, SIGTERM and SIGHUP raise Terminated in the main thread, as SIGINT raises KeyboardInterrupt, so that files
+    are cleaned up.
 
-    Signals that the caller's parent set to be ignored (nohup) stay ignored.
+    Signals that the caller's parent set to be ignored (nohup) stay ignored. What is raised in a callback of C code is
+    dropped there, and while Numba compiles, much of the time passes in such callbacks: what was dropped is raised again
+    until it gets through. And where threads cannot stop soon (Numba takes up to a minute for one function), temporary
+    files are removed and the process ends without them.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    signalled, until = 0, 0.0
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        raise Terminated(number)
+        nonlocal signalled, until
+        if number != _ALARM:
+            signalled, until = number, time.monotonic() + _GRACE
+        elif time.monotonic() >= until:
+            _leave(128 + signalled)
+        _wake(max(until - time.monotonic(), 0.01))
+        raise KeyboardInterrupt if signalled == signal.SIGINT else Terminated(signalled)
 
+    def on_dropped(dropped: sys.UnraisableHookArgs) -> None:
+        if isinstance(dropped.exc_value, (KeyboardInterrupt, Terminated)):
+            _wake(0.01)  # what is raised in here would be dropped as well
+        else:
+            others(dropped)
+
+    others, sys.unraisablehook = sys.unraisablehook, on_dropped
     previous = {}
-    for name in ("SIGTERM", "SIGHUP"):
+    for name in ("SIGTERM", "SIGHUP", "SIGINT", "SIGALRM"):
         number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+        if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             previous[number] = signal.signal(number, on_signal)
     try:
         yield
     finally:
+        _wake(0)
         for number, handler in previous.items():
             signal.signal(number, handler)
+        sys.unraisablehook = others
+
+
+_ALARM = getattr(signal, "SIGALRM", None)
+
+
+def _wake(seconds: float) -> None:
+    """SIGALRM after so many seconds, 0 for never, where the system has such a timer."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def _leave(code: int) -> None:
+    for path in _unfinished:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+    os._exit(code)
 
 
 @contextlib.contextmanager
@@ -97,6 +137,8 @@ def atomic_output(
             raise OutputExistsError(f"{path} already exists; use -f to overwrite")
     left = _left_behind(path, kind) if resume else None
     temporary, file = left or _create_beside(path, 0o600 if like is not None else 0o666, kind)
+    if not resume:
+        _unfinished.add(temporary)
     try:
         with file:
             yield file
@@ -110,6 +152,8 @@ def atomic_output(
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
         raise
+    finally:
+        _unfinished.discard(temporary)
 
 
 def copy_times_and_mode(descriptor: int, like: os.stat_result) -> None:

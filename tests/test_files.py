@@ -178,6 +178,42 @@ def test_signals_leave_nothing(tmp_path: Path, number: int) -> None:
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_in_a_callback_of_c_code_are_not_lost(tmp_path: Path, number: int) -> None:
+    program = (
+        "import ctypes, os, sys, time\n"
+        "from nacz.files import atomic_output, terminate_as_exception\n"
+        "@ctypes.CFUNCTYPE(None)\n"
+        "def callback():\n"
+        f"    os.kill(os.getpid(), {int(number)}); time.sleep(1)\n"
+        "with terminate_as_exception(), atomic_output(sys.argv[1]) as file:\n"
+        "    callback(); time.sleep(30)\n"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "out"], capture_output=True, text=True, cwd="/", timeout=20,
+        preexec_fn=default_signals,
+    )  # fmt: skip
+    assert child.returncode != 0
+    assert "ignored" not in child.stderr
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_do_not_wait_long_for_threads(tmp_path: Path, number: int) -> None:
+    program = (
+        "import os, sys, time\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from nacz.files import atomic_output, terminate_as_exception\n"
+        "with terminate_as_exception(), atomic_output(sys.argv[1]) as file, ThreadPoolExecutor(1) as pool:\n"
+        f"    pool.submit(time.sleep, 60); os.kill(os.getpid(), {int(number)}); time.sleep(1)\n"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "out"], cwd="/", timeout=20, preexec_fn=default_signals
+    )
+    assert child.returncode == 128 + number
+    assert names(tmp_path) == []
+
+
 def test_other_threads_leave_signals_alone() -> None:
     seen = []
 
