@@ -219,11 +219,12 @@ def decode_language_model(model: Model, params: Fields, payload: bytes, plain_si
     learner, block, learning = None, 0, None
     if version & 2:
         check(not model.more, "learning of a model that cannot")
-        check(params.varint() == 1, "learning of an unknown version")
+        how = params.varint()
+        check(how in (1, 2), "learning of an unknown version")
         layers, rate, rows = params.varint(), params.varint(), params.varint()
-        check(1 <= layers <= model.n_layers and 1 <= rate <= 1000, "parameters out of range")
+        check(1 <= layers <= model.n_layers and 1 <= rate <= (1000, 10_000)[how - 1], "parameters out of range")
         check(1 <= rows <= 1024 and 1 <= lanes <= 256, "parameters out of range")
-        learning = layers, rate
+        learning = how, layers, rate
     heads = model.n_layers * model.kv_heads
     reach = [window // 128] * heads
     if version & 4:

@@ -7,6 +7,7 @@ int64, other numbers float32 unless said otherwise, operations in the order writ
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -201,57 +202,111 @@ def mixed(x: np.ndarray) -> np.ndarray:
     return y.reshape(x.shape) * F(1.0 / (np.sqrt(np.float64(two)) * 3.0**threes))
 
 
-class Weight:
-    """Masters and moments of one matrix, float32 [outputs, inputs]. layer: its number in the whole model.
+def masters(q: np.ndarray, layer: int) -> np.ndarray:
+    """float32 [outputs, inputs] that round to q. layer: the matrix's number in the whole model."""
+    h = np.arange(layer * q.size, (layer + 1) * q.size, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    h = (h ^ (h >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+    u = (h >> np.uint64(40)).astype(F) * F(2.0**-24)
+    return q.astype(F) + (u.reshape(q.shape) - F(0.5)) * F(0.98)
+
+
+def column_units(q: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    total = np.zeros(q.shape[1])
+    for row in mixed(q.astype(F) * steps[:, None]).astype(np.float64):
+        total += row * row
+    return (0.1 * np.sqrt(total / len(q))).astype(F)
+
+
+class Adam:
+    """Version 1: masters and moments of one matrix, float32 [outputs, inputs].
 
     steps: of the matrix's rows where Adam steps in the basis before the mixing, else None.
     """
 
     def __init__(self, q: np.ndarray, layer: int, steps: np.ndarray | None = None) -> None:
         self.steps = steps
-        if steps is not None:
-            total = np.zeros(q.shape[1])
-            for row in mixed(q.astype(F) * steps[:, None]).astype(np.float64):
-                total += row * row
-            self.unit = (0.1 * np.sqrt(total / len(q))).astype(F)
-        h = np.arange(layer * q.size, (layer + 1) * q.size, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        h = (h ^ (h >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
-        u = (h >> np.uint64(40)).astype(F) * F(2.0**-24)
-        self.master = q.astype(F) + (u.reshape(q.shape) - F(0.5)) * F(0.98)
+        self.unit = None if steps is None else column_units(q, steps)
+        self.master = masters(q, layer)
         self.first, self.second = np.zeros_like(self.master), np.zeros_like(self.master)
 
-    def step(self, g: np.ndarray, rate: np.float32) -> np.ndarray:
-        """The matrix of integers after a step of Adam."""
+    def step(self, dy: np.ndarray, x: np.ndarray, factor: np.ndarray | None, number: int, rate: int) -> np.ndarray:
+        """The matrix of integers after move `number` (from 1 on), from gradients dy in its outputs and its inputs x, of
+        all rows. factor: 1 / rms of x where a norm lies between. rate: as recorded."""
+        g = matrix_gradient(dy, x, factor)
+        b1, b2 = power(B1, number), power(B2, number)
+        c = F((rate / 1000.0) * float(np.sqrt(1.0 - b2)) / (1.0 - b1))
         g = g if self.steps is None else mixed(g)
         self.first = B1 * self.first + (F(1) - B1) * g
         self.second = B2 * self.second + (F(1) - B2) * (g * g)
         ratio = self.first / (np.sqrt(self.second) + TINY)
         if self.steps is None:
-            moved = self.master - rate * ratio
+            moved = self.master - c * ratio
         else:
-            moved = self.master - mixed((rate * self.unit) * ratio) * (F(1) / self.steps)[:, None]
+            moved = self.master - mixed((c * self.unit) * ratio) * (F(1) / self.steps)[:, None]
         self.master = np.minimum(np.maximum(moved, F(-127)), F(127))
         return rint(self.master)
+
+
+class Scaled:
+    """Version 2: masters of one matrix, float32 [outputs, inputs], and mean squares float32 of inputs (`first`) and of
+    the gradient's rows (`second`). Arguments as those of Adam."""
+
+    def __init__(self, q: np.ndarray, layer: int, steps: np.ndarray | None = None) -> None:
+        self.steps = steps
+        self.unit = np.ones(q.shape[1], F) if steps is None else column_units(q, steps)
+        self.size = math.sqrt(math.fsum(float(u) * float(u) for u in self.unit))
+        self.master = masters(q, layer)
+        self.first, self.second = np.zeros(q.shape[1], F), np.zeros(len(q), F)
+
+    def step(self, dy: np.ndarray, x: np.ndarray, factor: np.ndarray | None, number: int, rate: int) -> np.ndarray:
+        started = F(1.0 - power(B2, number))
+        x = x if factor is None else x * factor
+        x = x if self.steps is None else mixed(x)
+        self.first = B2 * self.first + (F(1) - B2) * added(x * x)
+        x = x * (self.unit / (np.sqrt(self.first / started) + TINY))
+        g = matrix_gradient(dy, x if self.steps is None else mixed(x))
+        self.second = B2 * self.second + (F(1) - B2) * added((g * g).T)
+        pace = F((rate / 10000.0) * self.size) / (np.sqrt(self.second / started) + TINY)
+        pace = pace if self.steps is None else pace * (F(1) / self.steps)
+        self.master = np.minimum(np.maximum(self.master - g * pace[:, None], F(-127)), F(127))
+        return rint(self.master)
+
+
+def power(base: np.float32, number: int) -> float:
+    """base^number, multiplied one by one in float64."""
+    result = 1.0
+    for _ in range(number):
+        result *= float(base)
+    return result
+
+
+def added(x: np.ndarray) -> np.ndarray:
+    """Sum of the rows, one after the other."""
+    total = np.zeros(x.shape[1], F)
+    for row in x:
+        total = total + row
+    return total
 
 
 class Learner:
     """The layers of a segment's own model, of which the last `count` learn.
 
     model: has layers (list of {name: Matrix}), head, heads, kv_heads, eps, rope; stays as it is. `layers` are those to
-    predict with. reach: blocks that each key head of each layer sees. rate: in thousandths.
+    predict with. reach: blocks that each key head of each layer sees. rate: as recorded.
     """
 
-    def __init__(self, model: Any, window: int, reach: list[int], count: int, rate: int) -> None:
-        self.model, self.window, self.reach, self.rate = model, window, reach, rate / 1000.0
+    def __init__(self, model: Any, window: int, reach: list[int], version: int, count: int, rate: int) -> None:
+        self.model, self.window, self.reach, self.rate = model, window, reach, rate
+        kind = Adam if version == 1 else Scaled
         self.layers = [dict(layer) for layer in model.layers]
         first = len(self.layers) - count
         self.weights = {
-            (number, name): Weight(q, number, steps if name in ("qkv", "gate_up") else None)
+            (number, name): kind(q, number, steps if name in ("qkv", "gate_up") else None)
             for number in range(first, len(self.layers))
             for name, (q, steps) in self.layers[number].items()
         }
         self.numbers = range(first, len(self.layers))
-        self.powers = 1.0, 1.0
+        self.count = 0
 
     def learn(self, lanes: list[Any], position: int, d_normal: np.ndarray) -> None:
         """One step from a block of equally many rows of every lane.
@@ -262,8 +317,7 @@ class Learner:
         lane.
         """
         eps = self.model.eps
-        self.powers = self.powers[0] * float(B1), self.powers[1] * float(B2)
-        rate = F(self.rate * float(np.sqrt(1.0 - self.powers[1])) / (1.0 - self.powers[0]))
+        self.count += 1
         rows = [row for lane in lanes for row in lane.trace]
         end = np.array([inputs[-1] for inputs, _ in rows])
         dx = np.zeros_like(end) + back_through_norm(end, d_normal, eps)
@@ -271,14 +325,15 @@ class Learner:
             x = np.array([inputs[number] for inputs, _ in rows])
             heads = np.array([results[number] for _, results in rows])
             dx, gradients = self.back(number, lanes, position, x, heads, dx)
-            for name, g in gradients.items():
-                matrix, step = self.layers[number][name]
-                self.layers[number][name] = self.weights[number, name].step(g, rate), step
+            for name, (dy, inputs, factor) in gradients.items():
+                moved = self.weights[number, name].step(dy, inputs, factor, self.count, self.rate)
+                self.layers[number][name] = moved, self.layers[number][name][1]
 
     def back(
         self, number: int, lanes: list[Any], position: int, x: np.ndarray, heads: np.ndarray, dx: np.ndarray
-    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """From the gradient in a layer's output to that in its input x; and in its matrices. heads: of attention."""
+    ) -> tuple[np.ndarray, dict[str, tuple[np.ndarray, np.ndarray, np.ndarray | None]]]:
+        """From the gradient in a layer's output to that in its input x; and for each matrix, gradients in its outputs,
+        its inputs, and 1 / rms of these where a norm lies between. heads: of attention."""
         layer, eps = self.layers[number], self.model.eps
         # What the layer computed: wide, mid, gate_up and hidden are as when it predicted.
         wide = product(layer["qkv"], normalised(x, eps))
@@ -303,10 +358,10 @@ class Learner:
                 self.back_attention(seen, kv, slots, position, wide[some], heads[some], d_heads[some], d_wide[some])
         dx = dx + back_through_norm(x, back_through(layer["qkv"], d_wide), eps)
         gradients = {
-            "qkv": matrix_gradient(d_wide, x, (1.0 / np.sqrt(mean_square(x, eps))).astype(F)),
-            "out": matrix_gradient(d_out, heads),
-            "gate_up": matrix_gradient(d_gate_up, mid, (1.0 / np.sqrt(mean_square(mid, eps))).astype(F)),
-            "down": matrix_gradient(d_down, hidden),
+            "qkv": (d_wide, x, (1.0 / np.sqrt(mean_square(x, eps))).astype(F)),
+            "out": (d_out, heads, None),
+            "gate_up": (d_gate_up, mid, (1.0 / np.sqrt(mean_square(mid, eps))).astype(F)),
+            "down": (d_down, hidden, None),
         }
         return dx, gradients
 

@@ -120,6 +120,21 @@ def sums_to_floats(typingctx: Any, sums: Any, less: Any, more: Any, times: Any, 
 
 
 @intrinsic
+def add_squares(typingctx: Any, x: Any, total: Any) -> Any:
+    """Eight columns, one after the other: total += x * x. float32 of sixteen rows at addresses."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        sums = load(builder, args[1], F16, 4)
+        for i in range(8):
+            v = load(builder, builder.add(args[0], I64(COLUMN * i)), F16, 4)
+            sums = builder.fadd(sums, builder.fmul(v, v))
+        _store(builder, sums, args[1])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
 def take_off(typingctx: Any, move: Any, scale: Any, inverse: Any, master: Any, out: Any) -> Any:
     """A column: master -= (move * scale) * inverse, within +-127, and rounded to bytes into out. float32 move, inverse
     and master and int8 out of sixteen rows at addresses; scale: float32."""

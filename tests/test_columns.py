@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from nacz.kernels.columns import COLUMN, mix_block, place_block, sums_to_floats, take_off
+from nacz.kernels.columns import COLUMN, add_squares, mix_block, place_block, sums_to_floats, take_off
 from nacz.kernels.compile import compiled
 from nacz.kernels.dispatch import KERNELS, usable
 from nacz.kernels.gemm import pack, panel_sums, scaled_product, unpack
@@ -35,6 +35,12 @@ def taken(k: int, move: Any, scale: Any, inverse: Any, master: Any, out: Any) ->
     for j in range(k):
         some = address(master, 16 * j)
         take_off(address(move, 16 * j), scale, address(inverse, 0), some, address(out, 16 * j))
+
+
+@compiled
+def squares(k: int, x: Any, total: Any) -> None:
+    for j in range(0, k, 8):
+        add_squares(address(x, 16 * j), address(total, 0))
 
 
 @compiled
@@ -96,6 +102,15 @@ def test_masters_move_and_stay_within_bytes() -> None:
     taken(k, blocks(move), scale, inverse, flat, out)
     np.testing.assert_array_equal(flat, blocks(expected))
     np.testing.assert_array_equal(out, blocks(np.rint(expected).astype(np.int8)))
+
+
+def test_squares_are_added_column_after_column() -> None:
+    x = np.random.default_rng(4).standard_normal((16, 192)).astype(F)
+    total, expected = aligned(16, F), np.zeros(16, F)
+    for column in x.T:
+        expected = expected + column * column
+    squares(192, blocks(x), total)
+    np.testing.assert_array_equal(total, expected)
 
 
 @pytest.mark.parametrize("kernel", usable())

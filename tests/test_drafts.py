@@ -77,7 +77,7 @@ def test_room_for_rows_ahead_is_bounded() -> None:
     assert make_drafts(1, 1, VOCAB, BIAS).depth == 0, "nobody who could guess"
 
 
-@pytest.mark.parametrize("learning", [None, Learning(layers=2, rate=50, rows=150)])
+@pytest.mark.parametrize("learning", [None, Learning(layers=2, rate=500, rows=150)])
 @pytest.mark.parametrize("n_lanes", [1, 3])
 def test_no_guess_changes_a_token(learning: Learning | None, n_lanes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = store.in_memory(tiny.model())

@@ -35,7 +35,8 @@ WANTED = {
     "v1": {
         "empty", "stored", "stored-segments", "language-model", "language-model-lanes", "language-model-segments",
         "language-model-escapes", "language-model-window", "language-model-near", "mixed", "members", "byte-model",
-        "byte-model-1", "byte-model-2", "learning", "learning-ensemble", "general", "general-lanes",
+        "byte-model-1", "byte-model-2", "learning", "learning-ensemble",
+        "learning-2", "learning-2-ensemble", "general", "general-lanes",
         *(f"level-{n}" for n in range(4, 10)),
         *(f"ensemble{name}" for name in ("", "-all", "-lanes", "-segments", *(f"-{member}" for member in MEMBERS))),
     }
@@ -90,7 +91,8 @@ def test_they_decode(model: Path, general: Path, version: str, name: str) -> Non
     assert b"".join(reader.read_range(third, 2 * third)) == plain[third : 2 * third]
 
 
-SLOW = {"byte-model", "byte-model-2", "byte-model-table", "learning"}  # a primer to be read, a network to be taught
+# A primer to be read, a network to be taught.
+SLOW = {"byte-model", "byte-model-2", "byte-model-table", "learning", "learning-2"}
 
 
 def slowly(name: str) -> object:

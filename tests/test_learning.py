@@ -19,7 +19,7 @@ from nacz.lane_decoding import decode_lanes
 from nacz.lane_encoding import LearningLosesError, Stake, bits_of, encode_lanes
 from nacz.predictors import language_model
 from nacz.predictors.language_model import LanguageModelCoder, Params
-from nacz.predictors.learning import NATIVE, Learner, Learning, mixing_of
+from nacz.predictors.learning import ADAM, NATIVE, RATE_UNITS, SCALED, Learner, Learning, mixing_of
 from nacz.predictors.scratch import make_scratch
 from nacz.predictors.transformer import (
     LOG2_E,
@@ -70,11 +70,16 @@ def decoded(
     return decode_lanes(KERNELS[kern], shape, weights, BOS, data, n, lanes, threads, learning=learning)
 
 
-def test_blocks_threads_and_kernels_change_nothing(model: store.LoadedModel) -> None:
+@pytest.mark.parametrize(
+    ("learning", "pinned"),
+    [(Learning(2, 50, 150, version=1), "3eed0f95470b3ad8"), (Learning(2, 500, 150), "2596f35121ef26ac")],
+)  # fmt: skip
+def test_blocks_threads_and_kernels_change_nothing(
+    model: store.LoadedModel, learning: Learning, pinned: str
+) -> None:
     tokens = some_tokens(1_201)  # three lanes of 400: beyond the window of 256
-    learning = Learning(layers=2, rate=50, rows=150)
     expected = encoded(model, tokens, 3, learning)
-    assert hashlib.sha256(expected).hexdigest()[:16] == PINNED
+    assert hashlib.sha256(expected).hexdigest()[:16] == pinned
     for rows in (1, 7, 64, 512):
         assert encoded(model, tokens, 3, learning, rows=rows) == expected, f"blocks of {rows}"
     for threads in (2, 4):
@@ -87,7 +92,7 @@ def test_blocks_threads_and_kernels_change_nothing(model: store.LoadedModel) -> 
 
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_learning_must_beat_its_stake(model: store.LoadedModel, lanes: int) -> None:
-    tokens, learning = some_tokens(1_201), Learning(layers=2, rate=50, rows=150)
+    tokens, learning = some_tokens(1_201), Learning(layers=2, rate=500, rows=150)
     how: tuple[Any, ...] = (make_shape(model.architecture, WINDOW), make_weights(model), BOS, tokens, lanes, 1)
     kern, steps = KERNELS[usable()[0]], 300 // lanes
     whole, part = encode_lanes(kern, *how), encode_lanes(kern, *how, steps=steps)
@@ -111,7 +116,7 @@ def test_learning_makes_what_repeats_smaller(model: store.LoadedModel) -> None:
         frequency = encode_lanes(KERNELS[usable()[0]], shape, weights, BOS, tokens, 1, 1, learning=learning)[1]
         return float(np.sum(24.0 - np.log2(frequency)))
 
-    assert bits(Learning(layers=2, rate=50, rows=128)) < 0.97 * bits(None)
+    assert bits(Learning(layers=2, rate=500, rows=128)) < 0.97 * bits(None)
 
 
 @pytest.mark.parametrize("width", [64, 128, 192, 320, 576])
@@ -124,14 +129,17 @@ def test_mixing_is_that_of_the_weights_and_its_own_inverse(width: int) -> None:
     assert np.allclose(mixed.reshape(5, width), x, atol=1e-5)
 
 
-@pytest.mark.parametrize("lanes", [1, 2])
-def test_gradients_against_float64(model: store.LoadedModel, lanes: int) -> None:
-    """A first step's gradients, from Adam's first moment, against differences of a float64 network's loss."""
+@pytest.mark.parametrize(("lanes", "version"), [(1, ADAM), (2, ADAM), (1, SCALED), (2, SCALED)])
+def test_gradients_against_float64(model: store.LoadedModel, lanes: int, version: int) -> None:
+    """A first move's gradients against differences of a float64 network's loss."""
     steps = 96 // lanes
     tokens = some_tokens(96).reshape(lanes, steps)
     inputs = np.concatenate([np.full((lanes, 1), BOS), tokens[:, :-1]], axis=1).astype(np.int32)
     kern, shape, weights = KERNELS[usable()[0]], make_shape(model.architecture, WINDOW), make_weights(model)
-    learner = Learner(kern, shape, weights, Learning(layers=2, rate=1, rows=96), lanes, 1)
+    # The largest rate: masters must be able to tell how far they have moved.
+    learner = Learner(kern, shape, weights, Learning(2, int(RATE_UNITS[version]), 96, version), lanes, 1)
+    network, rng = FloatNetwork(tiny.model()), np.random.default_rng(1)
+    before = {place: learner.matrix(*place).master.copy() for place in network.weights}
     cache, lane = make_cache(shape, lanes), np.arange(lanes)
     groups = Group(lane, lane * steps, np.full(lanes, steps), np.zeros(lanes, np.int64))
     trace = learner.trace._replace(row=np.arange(96))
@@ -142,27 +150,43 @@ def test_gradients_against_float64(model: store.LoadedModel, lanes: int) -> None
     intervals(kern, shape, weights, scratch, 96, 0, 0, targets, make_bench(shape, 96), as_one_lane, low, freq)
     learner.learn([(cache, i) for i in range(lanes)], 0)
     learner.close()
-    network, rng = FloatNetwork(tiny.model()), np.random.default_rng(1)
     for (name, layer), w in network.weights.items():
-        # Gradients carry the head's change to binary logarithms, and Adam's moment a tenth of them.
-        first = as_rows(learner.matrix(name, layer).first, *w.shape).reshape(-1)
-        if name in NATIVE:
-            mix_rows(*w.shape, *mixing_of(w.shape[1]), first)
-        moment = first.reshape(w.shape).astype(np.float64) * 10.0 / LOG2_E
+        matrix = learner.matrix(name, layer)
+        if version == ADAM:  # its first moment is a tenth of the gradient
+            gradient = in_basis(name, as_rows(matrix.first, *w.shape)) * 10.0
+        else:  # a move is the gradient in units of its rows' and columns' root mean squares
+            moved = as_rows(before[name, layer] - matrix.master, *w.shape)
+            gradient = moved * np.sqrt(matrix.second / 0.01)[:, None] / matrix.inverse[:, None] / matrix.size
+            gradient = in_basis(name, gradient) * np.sqrt(matrix.first / 0.01) / matrix.unit
+            gradient = in_basis(name, gradient)
+        gradient = gradient.astype(np.float64) / LOG2_E  # gradients carry the head's change to binary logarithms
         noise = rng.standard_normal(w.shape)
-        direction = noise / np.linalg.norm(noise) + moment / np.linalg.norm(moment)
+        direction = noise / np.linalg.norm(noise) + gradient / np.linalg.norm(gradient)
         expected = sum(network.difference(name, layer, direction, *pair) for pair in zip(inputs, tokens, strict=True))
-        assert float(np.sum(moment * direction)) == pytest.approx(expected, rel=0.1), (name, layer)
+        assert float(np.sum(gradient * direction)) == pytest.approx(expected, rel=0.1), (name, layer)
+
+
+def in_basis(name: str, x: Any) -> Any:
+    """Rows of x [n, k] from the basis of the weights to that of moves, or back."""
+    mixed = np.ascontiguousarray(x, np.float32).reshape(-1)
+    if name in NATIVE:
+        mix_rows(*x.shape, *mixing_of(x.shape[1]), mixed)
+    return mixed.reshape(x.shape)
 
 
 def test_parameters_of_learning() -> None:
     params = Params(256, 2, 1_000, 0, Learning(6, 20, 512))
     assert Params.from_bytes(params.to_bytes(), 10_000) == params
+    earlier = params._replace(learning=Learning(6, 20, 512, 1))
+    assert Params.from_bytes(earlier.to_bytes(), 10_000) == earlier
     for values, error in [
         ((8, 2, 2, 1_000), UnsupportedVersionError),
         ((2, 2, 2, 1_000, 0, 6, 20, 512), UnsupportedVersionError),
         ((2, 2, 2, 1_000, 1, 0, 20, 512), CorruptDataError),
+        ((2, 2, 2, 1_000, 3, 6, 20, 512), UnsupportedVersionError),
         ((2, 2, 2, 1_000, 1, 6, 0, 512), CorruptDataError),
+        ((2, 2, 2, 1_000, 1, 6, 1_001, 512), CorruptDataError),
+        ((2, 2, 2, 1_000, 2, 6, 10_001, 512), CorruptDataError),
         ((2, 2, 2, 1_000, 1, 6, 20, 1 << 40), CorruptDataError),
     ]:
         with pytest.raises(error):
@@ -179,7 +203,7 @@ def test_segments_learn_and_come_back(coder: LanguageModelCoder) -> None:
     data = b"the cat sat on the mat and the dog on the log; " * 80
     options = CodecOptions(level=9, learn=2, ensemble="none")
     params, payload = coder.encode(data, options=options, threads=2, progress=None)
-    assert Params.from_bytes(params, len(data)).learning == Learning(2, 7, 512)
+    assert Params.from_bytes(params, len(data)).learning == Learning(2, 70, 512)
     assert coder.decode(params, payload, len(data), threads=1, progress=None) == data
     still = coder.encode(data, options=CodecOptions(level=9, learn=0, ensemble="none"), threads=1, progress=None)
     assert len(payload) < len(still[1])
@@ -192,9 +216,6 @@ def test_noise_is_not_learned_from(coder: LanguageModelCoder) -> None:
     still = coder.encode(data, options=CodecOptions(level=9, learn=0, ensemble="none"), threads=1, progress=None)
     assert len(params) + len(payload) <= len(still[0]) + len(still[1])
     assert coder.decode(params, payload, len(data), threads=1, progress=None) == data
-
-
-PINNED = "3eed0f95470b3ad8"
 
 
 def test_how_long_a_trial_is() -> None:

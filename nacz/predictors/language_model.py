@@ -25,7 +25,7 @@ from nacz.lane_decoding import decode_lanes
 from nacz.lane_encoding import LearningLosesError, Stake, bits_of, encode_lanes
 from nacz.lanes import Engine, Progress, lane_lengths
 from nacz.predictors.ensemble import Ensemble, MakeEnsemble, make_ensemble
-from nacz.predictors.learning import MAX_ROWS, Learning
+from nacz.predictors.learning import MAX_ROWS, RATE_UNITS, Learning
 from nacz.predictors.members import ALL, BYTES, parse_members
 from nacz.predictors.networks import cache_bytes, fitted, make_shape, make_weights, states_have_any_norm
 from nacz.predictors.preset import PRESETS, preset, preset_of
@@ -46,7 +46,6 @@ from nacz.weights.store import LoadedModel, load_model
 
 # Bits of the parameters' version: an ensemble mixes in; the network learns; some heads see less than the window.
 MIXED, LEARNS, NEAR = 1, 2, 4
-LEARNING_VERSION = 1  # of docs/learning.md
 # What decides whether a segment learns: at least so many blocks and so many rows, and a quarter of a longer segment, up
 # to so many. Beside adapter and ensemble, what learning gives is not to be seen in fewer (docs/experiments.md).
 TRIAL_BLOCKS, TRIAL_ROWS, MOST_TRIAL_ROWS = 4, 2048, 16384
@@ -60,7 +59,7 @@ LANE_POSITIONS = 16 * 2048  # lanes x what a head sees in the mean: bounds the c
 Coded = tuple[bytes, bytes]  # parameters and payload
 
 # By number of layers, from docs/experiments.md.
-_RATES = ((6, Learning(6, 7, 512)), (12, Learning(12, 5, 512)), (256, Learning(256, 2, 128)))
+_RATES = ((6, Learning(6, 70, 512)), (12, Learning(12, 50, 512)), (256, Learning(256, 20, 128)))
 
 
 class _Effort(NamedTuple):
@@ -80,7 +79,7 @@ EFFORTS = {
     5: _Effort(1_024, (8_192, 2), 4_500),
     6: _Effort(2_048, (8_192, 3), 6_000),
     7: _Effort(2_048, (8_192, 3), 16_000, _RATES[1][1]),
-    8: _Effort(4_096, (8_192, 4), 32_000, Learning(256, 3, 512)),
+    8: _Effort(4_096, (8_192, 4), 32_000, Learning(256, 40, 512)),
     9: _Effort(8_192, (8_192, 0), 100_000, _RATES[2][1]),
 }
 
@@ -104,7 +103,7 @@ class Params(NamedTuple):
         if self.members:
             values += [self.preset, self.members]
         if self.learning:
-            values += [LEARNING_VERSION, *self.learning]
+            values += [self.learning.version, *self.learning[:3]]
         return b"".join(map(encode_varint, values)) + (self.near.to_bytes() if self.near else b"")
 
     @classmethod
@@ -132,10 +131,11 @@ class Params(NamedTuple):
                 raise UnsupportedVersionError(f"an ensemble with unknown members: {members}")
         if version & LEARNS:
             kind = take(1)[0]
-            if kind != LEARNING_VERSION:
+            if kind not in RATE_UNITS:
                 raise UnsupportedVersionError(f"learning of unknown version: {kind}")
-            learning = Learning(*take(3))
-            if not (1 <= learning.layers <= 256 and 1 <= learning.rate <= 1000 and 1 <= learning.rows <= MAX_ROWS):
+            layers, rate, rows = take(3)
+            learning = Learning(layers, rate, rows, kind)
+            if not (1 <= layers <= 256 and 1 <= rate <= RATE_UNITS[kind] and 1 <= rows <= MAX_ROWS):
                 raise CorruptDataError("the parameters of learning are out of range")
         if version & NEAR:
             near, at = Near.from_bytes(data, at)
@@ -223,18 +223,24 @@ class LanguageModelCoder:
                 **options,
             )  # fmt: skip
 
+        def params(members: int, how: Learning | None) -> bytes:
+            return Params(
+                window, lanes, int(tokens.size), members, how, near, number if members else 0
+            ).to_bytes()
+
         def coded(members: int, how: Learning | None, report: Progress | None, stake: Stake | None = None) -> Coded:
             coder = RangeEncoder(total_bits(shape.vocab))
             run(members, how, report, coder=coder, stake=stake)
-            params = Params(window, lanes, int(tokens.size), members, how, near, number if members else 0)
-            return params.to_bytes(), coder.finish()
+            return params(members, how), coder.finish()
 
         report = _translated(progress, model, tokens.size, lanes)
         if learning is not None:
             trial = _Trial(learning, lanes, int(tokens.size), trial_progress(progress))
             plainly = run(members, None, trial.first, steps=trial.steps)[1]
+            saying_so = 8 * (len(params(members, learning)) - len(params(members, None)))
+            stake = Stake(trial.steps, bits_of(shape, plainly) - saying_so)
             try:
-                return coded(members, learning, trial.second(report), Stake(trial.steps, bits_of(shape, plainly)))
+                return coded(members, learning, trial.second(report), stake)
             except LearningLosesError:
                 pass
         found = coded(members, None, report)

@@ -98,23 +98,32 @@ class Group(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """What learning needs of a forward pass, for layers from `first` on: each layer's input and its attention's result
-    (float32 [layers - first][rows][dim], flat) and the last layer's output. Row r of a call goes to row[r] (int64)."""
+    """What learning needs of a forward pass, for layers from `first` on, float32 [layers - first][rows][...], flat: a
+    layer's input, queries with keys and values, its attention's result, the stream between its halves, gates with what
+    they are for; and the last layer's output. Row r of a call goes to row[r] (int64)."""
 
     first: int
     x: Any
+    qkv: Any
     out: Any
+    mid: Any
+    gate_up: Any
     end: Any
     row: Any
 
 
 def make_trace(shape: Shape, first: int, rows: int) -> Trace:
     """Room for `rows` rows of the layers from `first` on; with first = shape.layers nothing is kept."""
-    size = (shape.layers - first) * rows * shape.dim
-    end = rows * shape.dim if first < shape.layers else 0
+    d, qkv = shape.dim, (shape.heads + 2 * shape.kv_heads) * HEAD
+    size, end = (shape.layers - first) * rows, rows * d if first < shape.layers else 0
+
+    def floats(width: int) -> Any:
+        return aligned(size * width, np.float32)
+
     return Trace(
-        first, aligned(size, np.float32), aligned(size, np.float32), aligned(end, np.float32), np.zeros(1, np.int64)
-    )
+        first, floats(d), floats(qkv), floats(d), floats(d), floats(2 * shape.ffn), aligned(end, np.float32),
+        np.zeros(1, np.int64),
+    )  # fmt: skip
 
 
 def make_shape(arch: Architecture, window: int, near: Near | None = None) -> Shape:
@@ -252,8 +261,9 @@ def forward(kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens: Any, grou
                 # of distances that the model was trained on (StreamingLLM's positions inside the cache).
                 angles(w.rope, half, min(position, shape.sink_reach), s.cos, s.sin, at + half)
     for layer in range(shape.layers):
-        if layer >= trace.first:
-            _keep(begin, end, d, (layer - trace.first) * kept, s.x, trace.row, trace.x)
+        keeps, at = layer >= trace.first, (layer - trace.first) * kept
+        if keeps:
+            _keep(begin, end, d, at, s.x, trace.row, trace.x)
         _normalise(begin, end, d, shape.eps, s)
         if layer == key_layer(shape.layers):
             keep_key(begin, end, d, s)
@@ -263,6 +273,8 @@ def forward(kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens: Any, grou
             s.wide,
         )  # fmt: skip
         meet(share)
+        if keeps:
+            _keep(begin, end, qkv, at, s.wide, trace.row, trace.qkv)
         follow(share, layer + 1)
         for g in range(groups.lane.size):
             done = 0
@@ -273,8 +285,8 @@ def forward(kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens: Any, grou
                 done += count
         pass_on(share, layer + 1)
         meet(share)
-        if layer >= trace.first:
-            _keep(begin, end, d, (layer - trace.first) * kept, s.hidden, trace.row, trace.out)
+        if keeps:
+            _keep(begin, end, d, at, s.hidden, trace.row, trace.out)
         _quantise(begin, end, d, s)
         meet(share)
         scaled_part(
@@ -282,6 +294,8 @@ def forward(kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens: Any, grou
         )
         meet(share)
         add_rows((end - begin) * d, s.x[begin * d :], s.y[begin * d :])
+        if keeps:
+            _keep(begin, end, d, at, s.x, trace.row, trace.mid)
         _normalise(begin, end, d, shape.eps, s)
         meet(share)
         scaled_part(
@@ -289,6 +303,8 @@ def forward(kern: Any, shape: Any, w: Any, cache: Any, s: Any, tokens: Any, grou
             layer * 2 * f, s.wide,
         )  # fmt: skip
         meet(share)
+        if keeps:
+            _keep(begin, end, 2 * f, at, s.wide, trace.row, trace.gate_up)
         gated_rows(end - begin, f, s.wide[begin * 2 * f :], s.hidden[begin * f :])
         rotate_rows(end - begin, f, shape.two, shape.three, s.hidden[begin * f :])
         _quantise(begin, end, f, s)
