@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +16,7 @@ from nacz.kernels.gemm import unpack
 from test_learning import as_rows
 
 from nacz.lane_encoding import encode_lanes
+from nacz.predictors import language_model
 from nacz.predictors.language_model import LanguageModelCoder, Params
 from nacz.predictors.learning import MATRICES, Learner, Learning
 from nacz.predictors.reach import EXPLICIT, Near
@@ -93,7 +95,10 @@ def test_the_same_steps(
                 assert np.array_equal(x, y), (block, place)
 
 
-def test_a_segment_that_learns_and_mixes(reference: ModuleType, tmp_path: Path) -> None:
+def test_a_segment_that_learns_and_mixes(
+    reference: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(language_model, "bits_of", lambda *_: math.inf)  # whatever a trial would find
     path = tiny.write(tmp_path)
     options = CodecOptions(model=str(path), window=512, lanes=2, learn=1, ensemble="all")
     data = b"the cat sat on the mat and the dog on the log; " * 24
