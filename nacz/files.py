@@ -30,6 +30,7 @@ except ImportError:  # not POSIX
 __all__ = ["Terminated", "atomic_output", "copy_times_and_mode", "terminate_as_exception"]
 
 _TEMPORARY_SUFFIX = ".nacz-part"
+_ALARM = getattr(signal, "SIGALRM", None)
 _GRACE = 3.0  # seconds from a signal until the process ends without waiting any longer for its threads
 _unfinished: set[str] = set()  # temporary files that then have to go
 _FLAGS = os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -57,24 +58,29 @@ def terminate_as_exception() -> Iterator[None]:
         yield
         return
     signalled, until = 0, 0.0
+    previous = {}
+
+    def wake(seconds: float) -> None:
+        """SIGALRM after so many seconds, 0 for never, where nobody else waits for one."""
+        if _ALARM in previous and hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, seconds)
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         nonlocal signalled, until
         if number != _ALARM:
             signalled, until = number, time.monotonic() + _GRACE
         elif time.monotonic() >= until:
-            _leave(128 + signalled)
-        _wake(max(until - time.monotonic(), 0.01))
+            _leave(128 + (signalled or number))
+        wake(max(until - time.monotonic(), 0.01))
         raise KeyboardInterrupt if signalled == signal.SIGINT else Terminated(signalled)
 
     def on_dropped(dropped: sys.UnraisableHookArgs) -> None:
         if isinstance(dropped.exc_value, (KeyboardInterrupt, Terminated)):
-            _wake(0.01)  # what is raised in here would be dropped as well
+            wake(0.01)  # what is raised in here would be dropped as well
         else:
             others(dropped)
 
     others, sys.unraisablehook = sys.unraisablehook, on_dropped
-    previous = {}
     for name in ("SIGTERM", "SIGHUP", "SIGINT", "SIGALRM"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
@@ -82,19 +88,10 @@ def terminate_as_exception() -> Iterator[None]:
     try:
         yield
     finally:
-        _wake(0)
+        wake(0)
         for number, handler in previous.items():
             signal.signal(number, handler)
         sys.unraisablehook = others
-
-
-_ALARM = getattr(signal, "SIGALRM", None)
-
-
-def _wake(seconds: float) -> None:
-    """SIGALRM after so many seconds, 0 for never, where the system has such a timer."""
-    if hasattr(signal, "setitimer"):
-        signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def _leave(code: int) -> None:
