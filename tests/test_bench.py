@@ -27,7 +27,7 @@ from nacz import CodecOptions, cli, errors, levels, segment_coder
 from nacz.bench import ablation, child, coders, command, report, sources
 from nacz.bench import run as runs
 from nacz.bench.run import Row, Skipped
-from nacz.predictors.language_model import EFFORTS, LanguageModelCoder
+from nacz.predictors.language_model import EFFORTS, LanguageModelCoder, Params
 from nacz.predictors.learning import Learner
 from nacz.predictors.members import MEMBERS, parse_members
 
@@ -393,9 +393,11 @@ def test_what_makes_a_learning_level_ready_is_learned_from(
         assert child.warm_up(coders.nacz_coder(level, {"learn": 0})).options == {"learn": 0}
         options = CodecOptions(level=level, model=model, **child.warm_up(coders.nacz_coder(level)).options)
         coder = LanguageModelCoder(options)
+        rows = EFFORTS[level].learning.rows  # type: ignore[union-attr]
         learned.clear()
-        coder.encode(child._MORE, options=options, threads=1, progress=None)
-        assert learned
+        params, _ = coder.encode(child._MORE, options=options, threads=1, progress=None)
+        found = Params.from_bytes(params, len(child._MORE))
+        assert learned and found.tokens > found.lanes * rows
 
 
 def test_estimates_know_that_few_lanes_share_little_work() -> None:

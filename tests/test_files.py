@@ -178,6 +178,14 @@ def test_signals_leave_nothing(tmp_path: Path, number: int) -> None:
     assert names(tmp_path) == []
 
 
+def ended(program: str, out: Path) -> subprocess.CompletedProcess[str]:
+    """A Python program with the argument `out`, and with the system's own signals, after it has ended by itself."""
+    return subprocess.run(
+        [sys.executable, "-c", program, out], capture_output=True, text=True, cwd="/", timeout=20,
+        preexec_fn=default_signals,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_in_a_callback_of_c_code_are_not_lost(tmp_path: Path, number: int) -> None:
     program = (
@@ -189,10 +197,7 @@ def test_signals_in_a_callback_of_c_code_are_not_lost(tmp_path: Path, number: in
         "with terminate_as_exception(), atomic_output(sys.argv[1]) as file:\n"
         "    callback(); time.sleep(30)\n"
     )
-    child = subprocess.run(
-        [sys.executable, "-c", program, tmp_path / "out"], capture_output=True, text=True, cwd="/", timeout=20,
-        preexec_fn=default_signals,
-    )  # fmt: skip
+    child = ended(program, tmp_path / "out")
     assert child.returncode != 0
     assert "ignored" not in child.stderr
     assert names(tmp_path) == []
@@ -207,10 +212,7 @@ def test_signals_do_not_wait_long_for_threads(tmp_path: Path, number: int) -> No
         "with terminate_as_exception(), atomic_output(sys.argv[1]) as file, ThreadPoolExecutor(1) as pool:\n"
         f"    pool.submit(time.sleep, 60); os.kill(os.getpid(), {int(number)}); time.sleep(1)\n"
     )
-    child = subprocess.run(
-        [sys.executable, "-c", program, tmp_path / "out"], cwd="/", timeout=20, preexec_fn=default_signals
-    )
-    assert child.returncode == 128 + number
+    assert ended(program, tmp_path / "out").returncode == 128 + number
     assert names(tmp_path) == []
 
 

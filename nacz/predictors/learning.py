@@ -229,7 +229,7 @@ class Learner:
             if self._version == ADAM:
                 plain_terms(m, rows, w.k, eps, normed, x, work, t.value, t.step)
             else:
-                scaled_terms(m, rows, eps, normed, w, KEEP, started, x, u, work, total, t.value, t.step)
+                scaled_terms(m, rows, eps, normed, w, started, x, u, work, total, t.value, t.step)
             term_sums(rows, w.k, t.value, t.sums)
 
         def update(i: int, job: tuple[str, int, int]) -> None:

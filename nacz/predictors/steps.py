@@ -92,13 +92,13 @@ def plain_terms(
 
 @compiled
 def scaled_terms(
-    m: int, rows: int, eps: float, is_normed: bool, w: Any, keep: Any, started: Any, x: Any, u: Any, work: Any,
-    total: Any, terms: Any, step: Any,
+    m: int, rows: int, eps: float, is_normed: bool, w: Any, started: Any, x: Any, u: Any, work: Any, total: Any,
+    terms: Any, step: Any,
 ) -> None:  # fmt: skip
     """Terms of version 2: rows of x (float32 [m, k]), normed as the matrix reads them, each column in units of its root
     mean square until now and times the matrix's unit, in the basis of moves.
 
-    started: the share of a mean square that has been seen, 1 - keep^t. u: float32 [m, k]; work: float32[m + 3];
+    started: the share of a mean square that has been seen, 1 - KEEP^t. u: float32 [m, k]; work: float32[m + 3];
     total: float32[k].
     """
     k = w.k
@@ -117,7 +117,7 @@ def scaled_terms(
         for j in range(k):
             total[j] = total[j] + row[j] * row[j]
     for j in range(k):
-        v = keep * w.first[j] + (ONE - keep) * total[j]
+        v = KEEP * w.first[j] + (ONE - KEEP) * total[j]
         w.first[j] = v
         total[j] = w.unit[j] / (np.sqrt(v / started) + EPSILON)
     for r in range(m):
