@@ -18,8 +18,9 @@ from nacz.errors import CorruptDataError, UnsupportedVersionError
 from nacz.lane_decoding import decode_lanes
 from nacz.lane_encoding import LearningLosesError, Stake, bits_of, encode_lanes
 from nacz.predictors import language_model
-from nacz.predictors.language_model import LanguageModelCoder, Params
+from nacz.predictors.language_model import LanguageModelCoder, Params, learning_of
 from nacz.predictors.learning import ADAM, NATIVE, RATE_UNITS, SCALED, Learner, Learning, mixing_of
+from nacz.predictors.members import ALL
 from nacz.predictors.scratch import make_scratch
 from nacz.predictors.transformer import (
     LOG2_E,
@@ -88,6 +89,16 @@ def test_blocks_threads_and_kernels_change_nothing(
         assert encoded(model, tokens, 3, learning, kern=kern) == expected, kern
     for kern, threads in ((usable()[0], 1), ("plain", 2), (usable()[0], 4)):
         assert np.array_equal(decoded(model, expected, tokens.size, 3, learning, kern, threads), tokens)
+
+
+def test_without_an_ensemble_rates_are_twice_as_high() -> None:
+    usual = Learning(layers=12, rate=50, rows=512)
+    assert learning_of(None, usual, ALL) == usual
+    assert learning_of(None, usual, 0) == usual._replace(rate=100)
+    assert learning_of(None, None, 0) is None and learning_of(0, usual, ALL) is None
+    beside, alone = learning_of(6, None, ALL), learning_of(6, usual, 0)
+    assert beside is not None and beside.layers == 6
+    assert alone == beside._replace(rate=2 * beside.rate)
 
 
 @pytest.mark.parametrize("lanes", [1, 3])

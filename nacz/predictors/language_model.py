@@ -203,7 +203,7 @@ class LanguageModelCoder:
         if lanes > MAX_LANES or cache_bytes(fitted(shape, longest), lanes) > MAX_CACHE:
             raise UsageError(f"too many lanes for a decoder's memory: {lanes}")
         members = effort.members if options.ensemble is None else parse_members(options.ensemble)
-        learning = effort.learning if options.learn is None else learning_of(options.learn)
+        learning = learning_of(options.learn, effort.learning, members)
         if isinstance(model.architecture, GeneralArchitecture):
             if options.learn:
                 raise UsageError("this kind of model cannot learn while it codes; leave out --learn")
@@ -268,11 +268,17 @@ class LanguageModelCoder:
         return model.vocabulary.decode(tokens)
 
 
-def learning_of(layers: int) -> Learning | None:
-    """How that many last layers learn: the fewer, the faster. None for none."""
-    if layers <= 0:
+def learning_of(layers: int | None, usual: Learning | None, members: int) -> Learning | None:
+    """How that many last layers learn, the fewer the faster, beside these members; None for none.
+
+    layers: None for as many as the level does, which is `usual`. Rates are those beside an ensemble, which learns what
+    repeats; without one there is more to learn, and twice the rate gains more (docs/experiments.md).
+    """
+    if layers is not None:
+        usual = next((how for most, how in _RATES if layers <= most), _RATES[-1][1])._replace(layers=layers)
+    if usual is None or usual.layers <= 0:
         return None
-    return next((how for most, how in _RATES if layers <= most), _RATES[-1][1])._replace(layers=layers)
+    return usual if members else usual._replace(rate=2 * usual.rate)
 
 
 class _Trial:
