@@ -15,7 +15,6 @@ import argparse
 import functools
 import hashlib
 import json
-import math
 import platform
 import sys
 import tempfile
@@ -177,9 +176,8 @@ def _learning_of(version: int, layers: int | None, *_: Any) -> Learning | None:
 
 def run(names: list[str] | None = None, *, model: str = TINY, threads: int = 1, rows: int = 0) -> dict[str, str]:
     """{case: hash} of this process, of the set for a model. Raises AssertionError when something does not decode."""
-    original = language_model.encode_lanes, language_model.learning_of, language_model.bits_of
+    original = language_model.encode_lanes, language_model.learning_of
     found = {}
-    language_model.bits_of = lambda *_: math.inf  # whatever a trial would find
     if rows:
         language_model.encode_lanes = functools.partial(lane_encoding.encode_lanes, rows=rows)
     try:
@@ -196,6 +194,7 @@ def run(names: list[str] | None = None, *, model: str = TINY, threads: int = 1, 
                 )
                 language_model.learning_of = functools.partial(_learning_of, case.version)
                 coder = language_model.LanguageModelCoder(options)
+                coder.on_trial = False
                 params, payload = coder.encode(case.data, options=options, threads=threads, progress=None)
                 learns = language_model.Params.from_bytes(params, len(case.data)).learning is not None
                 assert learns == bool(case.learn), f"{name}: learning is not what the case is for"
@@ -203,7 +202,7 @@ def run(names: list[str] | None = None, *, model: str = TINY, threads: int = 1, 
                 back = coder.decode(params, payload, len(case.data), threads=threads, progress=None)
                 assert back == case.data, f"{name}: other bytes came back"
     finally:
-        language_model.encode_lanes, language_model.learning_of, language_model.bits_of = original
+        language_model.encode_lanes, language_model.learning_of = original
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +15,6 @@ from nacz.kernels.gemm import unpack
 from test_learning import as_rows
 
 from nacz.lane_encoding import encode_lanes
-from nacz.predictors import language_model
 from nacz.predictors.language_model import LanguageModelCoder, Params
 from nacz.predictors.learning import MATRICES, Learner, Learning
 from nacz.predictors.reach import EXPLICIT, Near
@@ -98,11 +96,12 @@ def test_the_same_steps(
 def test_a_segment_that_learns_and_mixes(
     reference: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(language_model, "bits_of", lambda *_: math.inf)  # whatever a trial would find
     path = tiny.write(tmp_path)
     options = CodecOptions(model=str(path), window=512, lanes=2, learn=1, ensemble="all")
     data = b"the cat sat on the mat and the dog on the log; " * 24
-    params, payload = LanguageModelCoder(options).encode(data, options=options, threads=1, progress=None)
+    coder = LanguageModelCoder(options)
+    coder.on_trial = False
+    params, payload = coder.encode(data, options=options, threads=1, progress=None)
     p = Params.from_bytes(params, len(data))
     assert p.learning is not None and p.members and p.tokens > p.learning.rows
     model = reference.Model(path.read_bytes())

@@ -162,6 +162,8 @@ class LanguageModelCoder:
     # Context does not cross segments: 4 MB is long against any window and short enough to bound what damage costs.
     default_segment_size = 4_000_000
     needs_model = True
+    # Learning has to gain on a segment's first blocks. False: what is to learn does so, as golden archives want it.
+    on_trial = True
 
     def __init__(self, options: CodecOptions) -> None:
         self._options = options
@@ -234,6 +236,8 @@ class LanguageModelCoder:
             return params(members, how), coder.finish()
 
         report = _translated(progress, model, tokens.size, lanes)
+        if learning is not None and not self.on_trial:
+            return coded(members, learning, report)
         if learning is not None:
             trial = _Trial(learning, lanes, int(tokens.size), trial_progress(progress))
             plainly = run(members, None, trial.first, steps=trial.steps)[1]
