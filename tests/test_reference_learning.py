@@ -93,9 +93,7 @@ def test_the_same_steps(
                 assert np.array_equal(x, y), (block, place)
 
 
-def test_a_segment_that_learns_and_mixes(
-    reference: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_segment_that_learns_and_mixes(reference: ModuleType, tmp_path: Path) -> None:
     path = tiny.write(tmp_path)
     options = CodecOptions(model=str(path), window=512, lanes=2, learn=1, ensemble="all")
     data = b"the cat sat on the mat and the dog on the log; " * 24
